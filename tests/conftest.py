@@ -1,0 +1,31 @@
+"""Shared by all tests: one thread, and small planted data as a real file."""
+
+import csv
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import data
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def planted():
+    return data.synthetic(n_users=120, n_items=150, n_interactions=4000, seed=1)
+
+
+@pytest.fixture(scope="session")
+def ratings_csv(planted, tmp_path_factory) -> Path:
+    """The planted data as a CSV file with MovieLens' header, read by the ordinary loader."""
+    path = tmp_path_factory.mktemp("data") / "ratings.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["userId", "movieId", "rating", "timestamp"])
+        columns = planted.user_ids, planted.item_ids, planted.ratings, planted.timestamps
+        writer.writerows(zip(*(column.tolist() for column in columns), strict=True))
+    return path

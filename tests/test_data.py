@@ -1,0 +1,524 @@
+"""Claims about data.py: what load accepts and refuses, what a split is, what is planted."""
+
+import hashlib
+import io
+import random
+import threading
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import data
+from experiments import fuzz_data
+
+HEADER = "userId,movieId,rating,timestamp\n"
+
+
+def write(folder: Path, text: str | bytes, name: str = "ratings.csv") -> Path:
+    path = folder / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def load_text(folder: Path, text: str | bytes) -> data.Interactions:
+    return data.load(write(folder, text))
+
+
+def interactions(**changes) -> data.Interactions:
+    """Three users, two items, four rows; `changes` replace fields."""
+    fields = dict(
+        user_ids=np.array([0, 1, 2, 0]),
+        item_ids=np.array([0, 1, 0, 1]),
+        ratings=np.array([1, 2, 3, 4], dtype=np.float32),
+        timestamps=np.array([40, 30, 20, 10]),
+        user_labels=np.array([5, 6, 7]),
+        item_labels=np.array(["a", "b"]),
+        item_titles=None,
+        name="four",
+        sha256="0" * 64,
+    )
+    return data.Interactions(**(fields | changes))
+
+
+# ---------------------------------------------------------------- interactions
+
+
+@pytest.mark.parametrize(
+    "changes, complaint",
+    [
+        (dict(user_ids=np.array([0, 1, 2])), r"user_ids is int64 \(3,\); int64 \(4,\)"),
+        (dict(user_ids=np.array([0, 1, 2, 0], dtype=np.int32)), "user_ids is int32"),
+        (dict(user_labels=np.array([5, 6, 7], dtype=np.int32)), "user_labels is int32"),
+        (dict(ratings=np.ones((4, 1), dtype=np.float32)), r"ratings is float32 \(4, 1\)"),
+        (dict(ratings=np.array([1, np.nan, 3, 4], dtype=np.float32)), r"ratings\[1\] is nan"),
+        (dict(user_ids=np.array([0, 1, 3, 0])), "0 to 3; 0 to 2, one for each label,"),
+        (dict(item_ids=np.array([0, -1, 0, 1])), "-1 to 1; 0 to 1"),
+        (dict(user_ids=np.array([0, 2, 2, 0])), "0 to 2 without 1; contiguous ids"),
+        (dict(user_labels=np.array([5, 5, 7])), "user_labels don't increase"),
+        (dict(item_ids=np.array([0, 1, 0, 0])), "user id 0 and item id 0 meet"),
+    ],
+)
+def test_interactions_refuse_what_breaks_their_contract(changes, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        interactions(**changes)
+
+
+def test_interactions_refuse_no_rows():
+    none, labels = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+    with pytest.raises(ValueError, match="no rows"):
+        data.Interactions(none, none, none.astype("f"), None, labels, labels, None, "none", "")
+
+
+def test_interactions_are_read_only_and_tell_what_they_are():
+    four = interactions()
+    with pytest.raises(ValueError, match="read-only"):
+        four.ratings[0] = 9
+    assert (len(four), four.n_users, four.n_items) == (4, 3, 2)
+    assert repr(four) == (
+        "Interactions('four': 4 ratings (1 to 4) by 3 users of 2 items, 66.67% of all pairs, "
+        "timestamps 10 to 40, sha256 000000000000)"
+    )
+
+
+# ---------------------------------------------------------------- splits
+
+
+def test_random_split_is_the_reports_permutation():
+    rows = data.synthetic(200, 300, 8000)
+    split = data.random_split(rows, seed=3, validation_fraction=0.1)
+    permutation = np.random.RandomState(3).permutation(8000)
+    np.testing.assert_array_equal(split.train, permutation[:6800])
+    np.testing.assert_array_equal(split.validation, permutation[6800:7600])
+    np.testing.assert_array_equal(split.test, permutation[7600:])
+    without = data.random_split(rows, seed=3)
+    np.testing.assert_array_equal(without.train, permutation[:7600])
+    np.testing.assert_array_equal(without.test, split.test)
+    assert without.validation.size == 0
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    n=st.integers(1, 60),
+    seed=st.integers(0, 2**32 - 1),
+    test_fraction=st.floats(0, 1),
+    validation_fraction=st.floats(0, 1),
+)
+def test_a_split_is_always_a_partition_with_a_train_and_a_test_part(
+    n, seed, test_fraction, validation_fraction
+):
+    rows = data.synthetic(1, n, n)
+    for make in (
+        lambda *a: data.random_split(rows, seed, *a),
+        lambda *a: data.temporal_split(rows, *a),
+    ):
+        try:
+            split = make(test_fraction, validation_fraction)
+        except ValueError as error:
+            assert "would be right" in str(error)
+            continue
+        parts = [split.train, split.validation, split.test]
+        assert all(part.dtype == np.int64 for part in parts)
+        np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(n))
+        assert len(split.train) >= 1 and len(split.test) == round(n * test_fraction) >= 1
+        assert len(split.validation) == round(n * validation_fraction)
+        assert split.validation.size or validation_fraction == 0
+
+
+def test_temporal_split_tests_on_the_latest_and_keeps_the_order_of_equal_times():
+    rows = interactions(timestamps=np.array([30, 10, 30, 30]))
+    split = data.temporal_split(rows, test_fraction=0.25, validation_fraction=0.25)
+    assert [split.train.tolist(), split.validation.tolist(), split.test.tolist()] == [
+        [1, 0],
+        [2],
+        [3],
+    ]
+
+
+@pytest.mark.parametrize(
+    "seed, fractions, complaint",
+    [
+        (-1, (0.5,), "seed is -1"),
+        (2**32, (0.5,), "seed is 4294967296"),
+        (True, (0.5,), "seed is True"),
+        (0, (1.0,), "test_fraction is 1.0"),
+        (0, (float("nan"),), "test_fraction is nan"),
+        (0, (0.5, -0.1), "validation_fraction is -0.1"),
+        (0, (0.0,), "0 to test"),
+        (0, (0.05,), "0 to test"),
+        (0, (0.5, 0.5), "0 to train"),
+        (0, (0.5, 0.01), "0 to validate"),
+    ],
+)
+def test_split_refuses_bad_seeds_bad_fractions_and_empty_parts(seed, fractions, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        data.random_split(interactions(), seed, *fractions)
+
+
+def test_temporal_split_refuses_data_without_timestamps():
+    with pytest.raises(ValueError, match="four has no timestamps"):
+        data.temporal_split(interactions(timestamps=None))
+
+
+# ---------------------------------------------------------------- a file
+
+
+def test_load_keeps_row_order_and_numbers_integer_labels_in_numeric_order(tmp_path):
+    loaded = load_text(tmp_path, HEADER + "10,7,3.5,30\n9,7,5,10\n10,100,0.5,20\n")
+    assert loaded.user_labels.tolist() == [9, 10] and loaded.user_labels.dtype == np.int64
+    assert loaded.item_labels.tolist() == [7, 100]
+    assert loaded.user_ids.tolist() == [1, 0, 1] and loaded.item_ids.tolist() == [0, 0, 1]
+    assert loaded.ratings.tolist() == [3.5, 5.0, 0.5] and loaded.ratings.dtype == np.float32
+    assert loaded.timestamps.tolist() == [30, 10, 20]
+    assert loaded.name == "ratings.csv"
+    assert loaded.sha256 == hashlib.sha256((tmp_path / "ratings.csv").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeff" + HEADER + "1,2,3.5,4\n2,2,1,5\n",
+        HEADER.replace("\n", "\r\n") + "1,2,3.5,4\r\n2,2,1,5\r\n",
+        HEADER.replace("\n", "\r") + "1,2,3.5,4\r2,2,1,5",
+        '"userId","movieId","rating","timestamp"\n"1","2","3.5","4"\n"2","2","1","5"\n',
+        "\n" + HEADER + "\n1,2,3.5,4\n\n2,2,1,5\n\n",
+        "user_id:token\titem_id:token\trating:float\ttimestamp:float\n1\t2\t3.5\t4.0\n2\t2\t1\t5\n",
+        'timestamp,title,RATING,item,User\n4,"Net, The",3.5,2,1\n5,"a\nb",1,2,2\n',
+    ],
+    ids=["bom", "crlf", "cr", "quotes", "blank lines", "recbole", "reordered with an extra"],
+)
+def test_load_reads_the_same_rows_from_every_dialect(tmp_path, text):
+    loaded = load_text(tmp_path, text)
+    assert fuzz_data.loaded_rows(loaded) == [("1", "2", 3.5, 4), ("2", "2", 1.0, 5)]
+
+
+@pytest.mark.parametrize("odd", ["u1", "007", "1.0", "+1", "-0", "1_0", "٣", " 1", str(2**63)])
+def test_load_keeps_labels_as_text_unless_all_are_canonical_integers(tmp_path, odd):
+    loaded = load_text(tmp_path, HEADER + f"9,1,3,0\n10,1,3,0\n{odd},1,3,0\n")
+    assert loaded.user_labels.tolist() == sorted(["9", "10", odd])
+    assert loaded.item_labels.tolist() == [1]
+
+
+def test_load_keeps_the_ends_of_int64_exactly(tmp_path):
+    top, bottom = 2**63 - 1, -(2**63)
+    loaded = load_text(tmp_path, HEADER + f"{top},1,3,{top}\n{bottom},1,3,{2**53 + 1}.0\n")
+    assert loaded.user_labels.tolist() == [bottom, top]
+    assert loaded.timestamps.tolist() == [top, 2**53 + 1]
+
+
+def test_load_keeps_the_last_of_a_repeated_pair_by_time_and_says_how_many_went(tmp_path, capsys):
+    rows = "1,1,1,20\n2,1,5,0\n1,1,2,30\n1,1,3,10\n2,2,4,7\n2,2,5,7\n"
+    loaded = load_text(tmp_path, HEADER + rows)
+    assert fuzz_data.loaded_rows(loaded) == [("2", "1", 5, 0), ("1", "1", 2, 30), ("2", "2", 5, 7)]
+    assert "3 repeated (user, item) rows dropped" in capsys.readouterr().err
+
+
+def test_load_without_timestamps_keeps_the_last_of_a_repeated_pair_in_the_file(tmp_path):
+    loaded = load_text(tmp_path, "user,item,rating\n1,1,1\n1,2,2\n1,1,3\n")
+    assert fuzz_data.loaded_rows(loaded) == [("1", "2", 2, None), ("1", "1", 3, None)]
+
+
+def test_load_keeps_a_line_end_inside_quotes_as_it_is(tmp_path):
+    loaded = load_text(tmp_path, HEADER + '"a\r\nb",1,3,4\n"a\nb",1,3,4\n')
+    assert loaded.user_labels.tolist() == ["a\nb", "a\r\nb"]
+
+
+def test_load_takes_a_single_rating(tmp_path):
+    loaded = load_text(tmp_path, HEADER + "1,2,3,4")
+    assert (len(loaded), loaded.n_users, loaded.n_items) == (1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    "content, complaint",
+    [
+        (HEADER + "1,2,3,4\n\n1,3,abc,4\n", "line 4, column 'rating': 'abc' is not a number"),
+        (HEADER + "1,2,nan,4\n", "line 2, column 'rating': 'nan'"),
+        (HEADER + "1,2,-inf,4\n", "line 2, column 'rating': '-inf'"),
+        (HEADER + "1,2,1_0,4\n", "column 'rating': '1_0'"),
+        (HEADER + "1,2,٣,4\n", "column 'rating': '٣'"),
+        (HEADER + "1,2,1e39,4\n", "column 'rating': '1e39' is too large"),
+        (HEADER + '1,2,"4\n",4\n', r"line 2, column 'rating': '4\n' is not a number"),
+        (HEADER + "1,2,1e400,4\n1,2,3,5\n", "line 2, column 'rating': '1e400' is too large"),
+        (HEADER + "1,2,3,1.5\n", "column 'timestamp': '1.5' is not a time"),
+        (HEADER + f"1,2,3,{2**63}\n", "column 'timestamp': '9223372036854775808'"),
+        (HEADER + ",2,3,4\n", "line 2, column 'userId': '' has 0 characters"),
+        (HEADER + f"1,{'x' * 300},3,4\n", "column 'movieId': 'xxx"),
+        (HEADER + "1,2,3\n", "line 2: 3 fields, not 4"),
+        (HEADER + "1,2,3,4,5\n", "line 2: 5 fields, not 4"),
+        (HEADER + '1,"2\n\n",3,4\n1,2,3,4,5\n', "line 5: 5 fields, not 4"),
+        (HEADER + '1,2,3,4\n1,"2,3,4\n', "line 3: unexpected end of data"),
+        (HEADER + '1,"2"x,3,4\n', "line 2: ',' expected after '\"'"),
+        (HEADER + "1,2,3,4\n1,\0,3,4\n", "line 3: bytes that are no text"),
+        (HEADER.encode() + b"1,2,3,4\n\xff,2,3,4\n", "line 3: bytes that are no text; UTF-8"),
+        (HEADER.encode("utf-16"), "line 1: bytes that are no text"),
+        ("userId,rating\n1,2\n", "line 1: no item column among 'userId', 'rating'; movieid or"),
+        ("userId,user,movieId,rating\n", "line 1: columns 'userId' and 'user' mean the same"),
+        ("\n\nuserId,rating\n1,2\n", "line 3: no item column"),
+        ("user,item,rating,a,A\n", "line 1: columns 'a' and 'A' mean the same"),
+        ("", "is empty; a header and at least one row would be right"),
+        ("\ufeff\n\n", "is empty"),
+        (HEADER, "has a header but no rows"),
+    ],
+)
+def test_load_refuses_in_one_line_that_names_file_place_and_remedy(tmp_path, content, complaint):
+    path = write(tmp_path, content)
+    with pytest.raises(ValueError) as refusal:
+        data.load(path)
+    message = str(refusal.value)
+    assert complaint in message and len(message.splitlines()) == 1
+    assert message.startswith(str(path)) and message.endswith("would be right")
+
+
+def test_load_refuses_unknown_names_folders_and_unreadable_files(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="'ml-1k' is neither a known data set .'ml-100k'. nor a"):
+        data.load("ml-1k")
+    with pytest.raises(ValueError, match="neither"):
+        data.load("x" * 5000 + "\n\0")
+    with pytest.raises(ValueError, match="is a folder"):
+        data.load(tmp_path)
+    path = write(tmp_path, HEADER + "1,2,3,4\n")
+
+    def refuse(*arguments, **options):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(ValueError, match="can't be read .*Permission denied.*readable file would"):
+        data.load(path)
+
+
+@settings(deadline=None, max_examples=150)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_load_agrees_with_the_oracle_on_odd_files(tmp_path_factory, seed):
+    path = tmp_path_factory.getbasetemp() / "odd.csv"
+    content = fuzz_data.odd_file(random.Random(seed))
+    assert fuzz_data.verdict(path, content) in ("accepted", "refused")
+
+
+alphabet = st.sampled_from(
+    list('0123.,\t"\r\n eE+-x') + ["é", "\ufeff", "\0", "user,item,rating\n"]
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(body=st.lists(alphabet, max_size=40).map("".join))
+def test_load_agrees_with_the_oracle_on_any_text(tmp_path_factory, body):
+    path = tmp_path_factory.getbasetemp() / "any.csv"
+    content = ("user,item,rating\n1,1,1\n" + body).encode()
+    assert fuzz_data.verdict(path, content) in ("accepted", "refused")
+
+
+# ---------------------------------------------------------------- ml-100k, on a tiny stand-in
+
+TINY = [(10, 3, 5, 100), (2, 3, 4, 300), (10, 1, 1, 200)]
+CANONICAL = "2\t3\t4\t300\n10\t1\t1\t200\n10\t3\t5\t100\n"
+
+
+def tiny_archive(source: data._Source) -> bytes:
+    rows = "".join("\t".join(map(str, row)) + "\n" for row in TINY)
+    titles = "1|Misérables, Les (1995)|x\n3|unknown||\n".encode("latin-1")
+    if source is data.WHEEL:
+        rows = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n" + rows
+        titles = "item_id:token\tmovie_title\tyear\tclass\n1\tMisérables, Les\t1995\tx\n".encode()
+        titles += b"3\tunkonwn\tunkonwn\tunknown"
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr(source.ratings_member, rows)
+        archive.writestr(source.titles_member, titles)
+        archive.writestr("../outside", "an archive can't write outside its folder")
+    return content.getvalue()
+
+
+class Shelf:
+    """Stands in for both sources; `serves` holds what a download brings, or the error it meets."""
+
+    def __init__(self, folder: Path, monkeypatch) -> None:
+        self.cache, self.fetched = folder / "cache", []
+        self.archives = {"GroupLens": tiny_archive(data.GROUPLENS)}
+        self.archives["the RecBole wheel"] = tiny_archive(data.WHEEL)
+        self.serves: dict[str, bytes | Exception] = dict(self.archives)
+        sources = []
+        for source in data.SOURCES:
+            digest = hashlib.new(source.algorithm, self.archives[source.label]).hexdigest()
+            sources.append(source._replace(digest=digest, fetch=self.fetcher(source)))
+        monkeypatch.setattr(data, "SOURCES", tuple(sources))
+        monkeypatch.setattr(data, "ML_100K_SHA256", hashlib.sha256(CANONICAL.encode()).hexdigest())
+        monkeypatch.setenv("MULTITASK_DATA", str(self.cache))
+
+    def fetcher(self, source: data._Source):
+        def fetch(folder: Path) -> None:
+            self.fetched.append(source.label)
+            served = self.serves[source.label]
+            if isinstance(served, Exception):
+                raise served
+            (folder / source.file_name).write_bytes(served[: len(served) // 2])
+            time.sleep(0.01)
+            (folder / source.file_name).write_bytes(served)
+
+        return fetch
+
+    def files(self) -> list[str]:
+        return sorted(path.name for path in self.cache.iterdir())
+
+
+@pytest.fixture
+def shelf(tmp_path, monkeypatch) -> Shelf:
+    return Shelf(tmp_path, monkeypatch)
+
+
+def test_the_sources_are_the_published_ones_in_order():
+    assert [source.label for source in data.SOURCES] == ["GroupLens", "the RecBole wheel"]
+    assert data.GROUPLENS.digest == "0e33842e24a9c977be4e0107933c0723"
+    assert data.WHEEL.digest == "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
+    assert data.ML_100K_SHA256.startswith("6cfffb52c89b05fb")
+
+
+@pytest.mark.parametrize("label", ["GroupLens", "the RecBole wheel"])
+def test_both_sources_give_the_same_rows_labels_and_titles(shelf, label, capsys):
+    for other in shelf.serves.keys() - {label}:
+        shelf.serves[other] = OSError("unreachable")
+    loaded = data.load("ml-100k")
+    rows = [tuple(map(int, row)) for row in fuzz_data.loaded_rows(loaded)]
+    assert rows == TINY
+    assert loaded.user_labels.tolist() == [2, 10] and loaded.item_labels.tolist() == [1, 3]
+    assert loaded.item_titles.tolist() == ["Misérables, Les (1995)", "unknown"]
+    assert loaded.sha256 == hashlib.sha256(CANONICAL.encode()).hexdigest()
+    assert f"ml-100k served by {label}" in capsys.readouterr().err
+
+
+def test_the_cache_comes_before_grouplens_and_grouplens_before_the_wheel(shelf, capsys):
+    data.load("ml-100k")
+    assert shelf.fetched == ["GroupLens"] and shelf.files() == ["ml-100k.zip"]
+    data.load("ml-100k")
+    assert shelf.fetched == ["GroupLens"]
+    assert "ml-100k served by the cache" in capsys.readouterr().err
+
+
+def test_a_corrupt_cached_file_is_replaced_and_never_used(shelf, capsys):
+    shelf.cache.mkdir()
+    cached = write(shelf.cache, shelf.archives["GroupLens"][:-1], "ml-100k.zip")
+    assert len(data.load("ml-100k")) == 3
+    assert cached.read_bytes() == shelf.archives["GroupLens"]
+    assert "corrupt or truncated" in capsys.readouterr().err
+
+
+def test_a_truncated_download_is_thrown_away_and_the_next_source_serves(shelf, capsys):
+    shelf.serves["GroupLens"] = shelf.archives["GroupLens"][:100]
+    assert len(data.load("ml-100k")) == 3
+    assert shelf.files() == [data.WHEEL.file_name]
+    assert "served by the RecBole wheel" in capsys.readouterr().err
+
+
+def test_an_intact_archive_with_other_rows_is_refused(shelf, monkeypatch):
+    monkeypatch.setattr(data, "ML_100K_SHA256", "0" * 64)
+    with pytest.raises(FileNotFoundError, match="other rows than ml-100k's"):
+        data.load("ml-100k")
+    assert shelf.files() == []
+
+
+def test_a_member_that_unpacks_too_large_is_refused(shelf, monkeypatch):
+    monkeypatch.setattr(data, "LARGEST_MEMBER", 20)
+    with pytest.raises(FileNotFoundError, match="unpacks to more than 20 bytes"):
+        data.load("ml-100k")
+
+
+def test_no_network_and_no_cache_say_in_one_line_what_was_tried_and_what_would_help(shelf):
+    shelf.serves["GroupLens"] = OSError("timed out\nafter 5 s")
+    shelf.serves["the RecBole wheel"] = shelf.archives["the RecBole wheel"][:100]
+    with pytest.raises(FileNotFoundError) as refusal:
+        data.load("ml-100k")
+    message = str(refusal.value)
+    assert len(message.splitlines()) == 1
+    for part in (f"{shelf.cache}: holds no copy", "GroupLens: timed out after 5 s", "--data PATH"):
+        assert part in message
+    assert "the RecBole wheel: corrupt or truncated: 100 bytes with sha256" in message
+    assert shelf.files() == []
+
+
+def test_a_cache_folder_that_cant_be_made_is_one_line(shelf, tmp_path, monkeypatch):
+    write(tmp_path, "a file in its way", "cache")
+    with pytest.raises(FileNotFoundError, match="File exists"):
+        data.load("ml-100k")
+
+
+def test_downloads_at_the_same_time_dont_hurt_each_other(shelf):
+    lengths = []
+    threads = [
+        threading.Thread(target=lambda: lengths.append(len(data.load("ml-100k")))) for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert lengths == [3] * 8 and shelf.files() == ["ml-100k.zip"]
+
+
+def test_a_failing_pip_is_reported_by_its_last_line(tmp_path, monkeypatch):
+    fake = write(tmp_path, "#!/bin/sh\necho noise >&2\necho 'ERROR: no such thing' >&2\nexit 1\n")
+    fake.chmod(0o755)
+    monkeypatch.setattr(data.sys, "executable", str(fake))
+    with pytest.raises(OSError, match="^pip download: ERROR: no such thing$"):
+        data._fetch_wheel(tmp_path)
+
+
+# ---------------------------------------------------------------- synthetic data
+
+
+def test_synthetic_is_reproducible_and_seeded():
+    first, again, other = data.synthetic(seed=1), data.synthetic(seed=1), data.synthetic(seed=2)
+    assert first.sha256 == again.sha256 != other.sha256
+    np.testing.assert_array_equal(first.ratings, again.ratings)
+
+
+@pytest.mark.parametrize(
+    "sizes", [(200, 300, 8000), (1, 7, 7), (7, 1, 7), (5, 4, 20), (30, 30, 30), (40, 50, 1900)]
+)
+def test_synthetic_has_the_sizes_asked_for_with_every_user_and_item(sizes):
+    made = data.synthetic(*sizes, seed=5)  # Interactions checks ids and repeats
+    assert (made.n_users, made.n_items, len(made)) == sizes
+    assert set(np.unique(made.ratings)) <= {1, 2, 3, 4, 5}
+    assert (np.diff(made.timestamps) >= 0).all()
+
+
+@pytest.mark.parametrize("sizes", [(0, 5, 5), (5, 4, 21), (5, 4, 4), (5, -1, 3)])
+def test_synthetic_refuses_impossible_sizes(sizes):
+    with pytest.raises(ValueError, match="would be right"):
+        data.synthetic(*sizes)
+
+
+def test_synthetic_plants_one_taste_in_ranking_and_rating_beyond_popularity_and_biases():
+    made = data.synthetic(400, 200, 16000, seed=0)
+    split = data.random_split(made, seed=0, test_fraction=0.1)
+    users, items = made.user_ids, made.item_ids
+    residuals = made.ratings.astype(float)
+    for _ in range(20):  # what user and item biases leave of the training ratings
+        for ids, n in ((users, 400), (items, 200)):
+            count = np.bincount(ids[split.train], minlength=n)
+            bias = np.bincount(ids[split.train], residuals[split.train], minlength=n) / (count + 1)
+            residuals -= bias[ids]
+    interacted, left = np.zeros((400, 200)), np.zeros((400, 200))
+    interacted[users[split.train], items[split.train]] = 1
+    left[users[split.train], items[split.train]] = residuals[split.train]
+    # Neighbours are the 40 users most alike in what they chose; ratings play no part in that.
+    expected = interacted.sum(1, keepdims=True) * interacted.sum(0) / interacted.sum()
+    surprise = interacted - expected
+    surprise /= np.linalg.norm(surprise, axis=1, keepdims=True)
+    likeness = surprise @ surprise.T - 2 * np.eye(400)
+    near = (likeness >= np.sort(likeness, axis=1)[:, -40:-39]).astype(float)
+    by_neighbours = near @ interacted
+    predicted = (near @ left) / (by_neighbours + 1)
+
+    def reciprocal_rank(scores: np.ndarray) -> float:
+        scores = np.where(interacted > 0, -np.inf, scores)[users[split.test]]
+        own = scores[np.arange(len(split.test)), items[split.test]]
+        return np.mean(1 / (1 + (scores > own[:, None]).sum(1)))
+
+    by_popularity = np.tile(interacted.sum(0), (400, 1))
+    test_residuals = residuals[split.test]
+    remaining = test_residuals - predicted[users[split.test], items[split.test]]
+    assert reciprocal_rank(by_neighbours) > 1.3 * reciprocal_rank(by_popularity)
+    assert np.mean(remaining**2) < 0.85 * np.mean(test_residuals**2)
+    assert np.sort(interacted.sum(0))[-20:].sum() > 0.2 * interacted.sum()  # a popular tenth
