@@ -1,0 +1,381 @@
+"""Two tasks, one objective: the losses, their weights, negative sampling, the training epoch.
+
+Run r of a stack minimises, over its training interactions (i, j, r_ij),
+
+    L = λ_F · L_F(p_ij, p_ij') + λ_R · L_R(r̂_ij, r_ij)
+
+where L_F is a factorization loss on interaction scores (j' a sampled negative), L_R the mean
+squared error of predicted ratings, in squared rating units, and λ_F, λ_R its task weights.
+The runs share nothing: the sum of their losses has each run's own gradient in each run's own
+parameters, so one backward pass and one optimizer step serve them all.
+
+Shapes: R runs, B batch, n training interactions of a run.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gradients import pairwise_step
+from models import MultiTaskNet, random_stream
+
+BLOCK = 2**20  # training interactions gathered at a time: bounds an epoch's working memory
+
+
+def _require_equal_shapes(**tensors: Tensor) -> None:
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if len(set(shapes.values())) > 1:
+        # Broadcasting (B,) against (B, 1) gives (B, B), whose best constant is the global mean.
+        raise ValueError(f"shapes must be equal, got {shapes}")
+
+
+def sigmoid_loss(positive: Tensor, negative: Tensor) -> Tensor:
+    """The report's loss, mean of 1 − σ(p⁺ − p⁻) over the batch: (..., B) twice -> (...).
+
+    A smooth count of the pairs in the wrong order. Raises ValueError when shapes differ.
+    """
+    _require_equal_shapes(positive=positive, negative=negative)
+    return 1 - torch.sigmoid(positive - negative).mean(-1)
+
+
+def bpr_loss(positive: Tensor, negative: Tensor) -> Tensor:
+    """Bayesian personalised ranking, mean of −log σ(p⁺ − p⁻): (..., B) twice -> (...).
+
+    Raises ValueError when shapes differ. Source: Rendle et al., UAI 2009.
+    """
+    _require_equal_shapes(positive=positive, negative=negative)
+    return -F.logsigmoid(positive - negative).mean(-1)
+
+
+def softmax_loss(scores: Tensor, item_ids: Tensor) -> Tensor:
+    """Cross-entropy of the item picked among the catalogue, mean over the batch.
+
+    −log( exp p_ij / Σ_k exp p_ik ): (R, B, n_items) scores and (R, B) ids -> (R,). Raises
+    ValueError when R or B differ. Source: Covington et al., RecSys 2016.
+    """
+    _require_equal_shapes(scores=scores[..., 0], item_ids=item_ids)
+    picked = scores.gather(-1, item_ids.unsqueeze(-1)).squeeze(-1)
+    return (scores.logsumexp(-1) - picked).mean(-1)
+
+
+def regression_loss(predicted: Tensor, ratings: Tensor) -> Tensor:
+    """Mean squared error over the batch, in squared rating units: (..., B) twice -> (...).
+
+    Raises ValueError when shapes differ.
+    """
+    _require_equal_shapes(predicted=predicted, ratings=ratings)
+    return (predicted - ratings).square().mean(-1)
+
+
+PAIRWISE = {"sigmoid": sigmoid_loss, "bpr": bpr_loss}
+LOSSES = (*PAIRWISE, "softmax")
+
+
+class NegativeSampler:
+    """Draws one item for each interaction, uniform over the catalogue.
+
+    An item drawn may be one that the user has picked, unless ``exclude_positives``: then draws are
+    uniform over the items that are not among the user's training items.
+
+    Args:
+        users, items: (n,) training interactions of one run.
+
+    Raises:
+        ValueError: with ``exclude_positives``, when a user has picked every item.
+    """
+
+    def __init__(self, users: Tensor, items: Tensor, n_items: int, exclude_positives: bool):
+        self.n_items, self.exclude_positives = n_items, exclude_positives
+        if not exclude_positives:
+            return
+        keys = np.unique(users.cpu().numpy() * n_items + items.cpu().numpy())
+        users_sorted, items_sorted = np.divmod(keys, n_items)
+        counts = np.bincount(users_sorted, minlength=int(users.max()) + 1)
+        if counts.max() == n_items:
+            raise ValueError(
+                f"user {counts.argmax()} has interacted with all {n_items} items, so no negative "
+                "can be drawn that excludes them: allow positives among the negatives"
+            )
+        self.starts = np.concatenate([[0], counts.cumsum()])
+        self.free = n_items - counts
+        # The j-th picked item, in order, has `item - j` free items before it: so the k-th free
+        # item is k plus the number of picked items with at most k free items before them.
+        before = items_sorted - (np.arange(len(keys)) - self.starts[users_sorted])
+        self.keys = users_sorted * (n_items + 1) + before
+
+    def draw(self, users: Tensor, stream: torch.Generator) -> Tensor:
+        """(n,) user ids -> (n,) item ids, int64, on the CPU."""
+        if not self.exclude_positives:
+            return torch.randint(self.n_items, users.shape, generator=stream)
+        users = users.cpu().numpy()
+        uniform = torch.rand(users.shape, generator=stream, dtype=torch.float64).numpy()
+        k = (uniform * self.free[users]).astype(np.int64)
+        places = np.searchsorted(self.keys, users * (self.n_items + 1) + k, side="right")
+        return torch.from_numpy(k + places - self.starts[users])
+
+
+class Stack:
+    """R runs in training: their network, optimizer, data, task weights and random streams.
+
+    Args:
+        net: a MultiTaskNet of R runs, on the device to train on.
+        users, items, ratings: (N,) all interactions, ids contiguous from 0, ratings in their unit.
+        train: (R, n) the rows of these that each run trains on.
+        seeds: (R,) keys of the random streams: the same seed draws the same order and negatives.
+        lambda_f, lambda_r: (R,) task weights λ_F and λ_R.
+        loss: "sigmoid", "bpr" or "softmax".
+        exclude_positives: never draw one of the user's own training items as a negative.
+        optimizer: "adam" (decoupled weight decay) or "sgd"; ``lr`` its learning rate.
+        log_gradients: measure the tasks' gradients at the first batch of each epoch.
+        compile: compile the losses and their gradients (needs a C++ compiler, or CUDA).
+    """
+
+    def __init__(
+        self,
+        net: MultiTaskNet,
+        users: np.ndarray,
+        items: np.ndarray,
+        ratings: np.ndarray,
+        train: np.ndarray,
+        seeds: Sequence[int | str],
+        lambda_f: Sequence[float],
+        lambda_r: Sequence[float],
+        loss: str = "sigmoid",
+        exclude_positives: bool = False,
+        batch_size: int = 256,
+        optimizer: str = "adam",
+        lr: float = 1e-3,
+        weight_decay: float = 0.0,
+        log_gradients: bool = False,
+        compile: bool = False,
+    ):
+        self.log_gradients = log_gradients
+        self.net, self.seeds, self.loss, self.batch_size = net, list(seeds), loss, batch_size
+        self.device = net.users.device
+        self.users = torch.tensor(users, device=self.device)
+        self.items = torch.tensor(items, device=self.device)
+        self.ratings = torch.tensor(ratings, device=self.device)
+        self.train = torch.tensor(train)
+        self.lambda_f = torch.as_tensor(lambda_f, dtype=torch.float32, device=self.device)
+        self.lambda_r = torch.as_tensor(lambda_r, dtype=torch.float32, device=self.device)
+        self.samplers = []
+        if loss in PAIRWISE:
+            pairs = [(self.users[rows], self.items[rows]) for rows in self.train]
+            sampler = lambda pair: NegativeSampler(*pair, net.n_items, exclude_positives)  # noqa: E731
+            self.samplers = [sampler(pair) for pair in pairs]
+        on_gpu = self.device.type == "cuda"
+        if optimizer == "adam":  # AdamW without weight decay is Adam
+            kind, options = torch.optim.AdamW, dict(fused=True, capturable=on_gpu)
+        else:
+            kind, options = torch.optim.SGD, dict(fused=True)
+        self.make_optimizer = lambda flat: kind([flat], lr=lr, weight_decay=weight_decay, **options)
+        self._flatten([parameter.data for parameter in net.parameters()])
+        compiled = torch.compile(dynamic=False) if compile else lambda function: function
+        self.losses, self.pairwise_step = compiled(self.losses), compiled(pairwise_step)
+        self.graph = None
+
+    def _flatten(self, values: list[Tensor]) -> None:
+        """Put all parameters in one flat tensor, each a view of it, and likewise the gradients.
+
+        One memory fill clears the gradients, and one fused call updates all parameters.
+        """
+        self.parameters = torch.nn.Parameter(torch.cat([value.flatten() for value in values]))
+        self.parameters.grad = torch.zeros_like(self.parameters)
+        offset = 0
+        for parameter, value in zip(self.net.parameters(), values, strict=True):
+            end = offset + value.numel()
+            parameter.data = self.parameters.data[offset:end].view(value.shape)
+            parameter.grad = self.parameters.grad[offset:end].view(value.shape)
+            offset = end
+        self.optimizer = self.make_optimizer(self.parameters)
+
+    def losses(
+        self, users: Tensor, items: Tensor, negatives: Tensor | None, ratings: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(R, B) each -> L_F and L_R, (R,) each, for autograd.
+
+        The user bias a_i is the same in p⁺ and p⁻, and in all scores of a user: it cancels in
+        every factorization loss and is left out. The rating head runs on the positives alone.
+        """
+        net = self.net
+        u, q = net.rows(net.users, users), net.rows(net.items, items)
+        if negatives is None:
+            item_bias = net.item_bias.transpose(1, 2)  # (R, 1, n_items)
+            catalogue = net.ranking_window(net.items).transpose(1, 2)
+            scores = torch.baddbmm(item_bias, net.ranking_window(u), catalogue)
+            factorization = softmax_loss(scores, items)
+        else:
+            positive = net.interaction(u, q) + net.rows(net.item_bias, items).squeeze(-1)
+            other = net.rows(net.items, negatives)
+            negative = net.interaction(u, other) + net.rows(net.item_bias, negatives).squeeze(-1)
+            factorization = PAIRWISE[self.loss](positive, negative)
+        return factorization, regression_loss(net.rating(users, items, u, q), ratings)
+
+    def _gradients(self, users: Tensor, items: Tensor, negatives: Tensor | None, ratings: Tensor):
+        """Fill the gradients of a batch; L_F and L_R, (R,) each."""
+        weights = self.lambda_f, self.lambda_r
+        self.parameters.grad.zero_()
+        if negatives is not None:
+            batch = users, items, negatives, ratings
+            return self.pairwise_step(self.net, self.loss, *batch, *weights)
+        losses = self.losses(users, items, negatives, ratings)
+        joint = sum(weight.dot(loss) for weight, loss in zip(weights, losses, strict=True))
+        joint.backward()
+        return [loss.detach() for loss in losses]
+
+    def _step(self, *batch: Tensor | None):
+        """One optimizer step on a batch; L_F and L_R, (R,) each."""
+        losses = self._gradients(*batch)
+        self.optimizer.step()
+        return losses
+
+    def warm_up(self) -> None:
+        """Compile for the batch shapes of an epoch, without a step."""
+        shapes = {batch[0].shape: batch for batch in self.batches(0)}
+        for batch in shapes.values():
+            self._gradients(*batch)
+
+    def batches(self, epoch: int):
+        """The epoch's batches (users, items, negatives or None, ratings), (R, B) each, shuffled.
+
+        Order and negatives depend on seed and epoch alone. The last batch is the short one.
+        """
+        n = self.train.shape[1]
+        rows, negatives = [], []
+        for r, seed in enumerate(self.seeds):
+            order = torch.randperm(n, generator=random_stream(seed, "order", epoch))
+            rows.append(self.train[r][order])
+            if self.samplers:
+                users = self.users[rows[r]]
+                stream = random_stream(seed, "negatives", epoch)
+                negatives.append(self.samplers[r].draw(users, stream))
+        block = self.batch_size * max(1, BLOCK // (self.batch_size * len(self.seeds)))
+        for start in range(0, n, block):
+            part = slice(start, start + block)
+            here = torch.stack([run_rows[part] for run_rows in rows]).to(self.device)
+            users, items, ratings = self.users[here], self.items[here], self.ratings[here]
+            drawn = None
+            if negatives:
+                drawn = torch.stack([run_items[part] for run_items in negatives]).to(self.device)
+            for first in range(0, here.shape[1], self.batch_size):
+                batch = slice(first, first + self.batch_size)
+                negative = drawn[:, batch] if drawn is not None else None
+                yield users[:, batch], items[:, batch], negative, ratings[:, batch]
+
+    def run_epoch(self, epoch: int) -> dict[str, Tensor]:
+        """Train each run once on all its interactions; its losses, (R,) each, on the CPU.
+
+        Losses are means over the epoch's interactions, of the parameters as they stood at each
+        step. Nothing waits for the device before the end of the epoch. With ``log_gradients`` the
+        first batch's gradients are measured as well.
+        """
+        totals = torch.zeros(2, len(self.seeds), device=self.device)
+        measured = {}
+        for batch in self.batches(epoch):
+            if self.log_gradients and not measured:
+                measured = self.measure_gradients(batch)
+            size = batch[0].shape[1]
+            replay = self.device.type == "cuda" and size == self.batch_size
+            losses = (self._replay if replay else self._step)(*batch)
+            for total, loss in zip(totals, losses, strict=True):
+                total.add_(loss, alpha=size)
+        means = totals / self.train.shape[1]
+        return {
+            "factorization_loss": means[0].cpu(),
+            "regression_loss": means[1].cpu(),
+            "joint_loss": (self.lambda_f * means[0] + self.lambda_r * means[1]).cpu(),
+            **measured,
+        }
+
+    def measure_gradients(self, batch: tuple[Tensor | None, ...]) -> dict[str, Tensor]:
+        """How the two tasks pull at each embedding table: (R,) each, NaN where one doesn't pull.
+
+        With g_F and g_R the gradients of L_F and L_R (not weighted) in a table: their cosine
+        g_F·g_R / (|g_F| |g_R|), negative when the tasks conflict and 0 when nothing is shared, and
+        the ratio |g_F| / |g_R|. Source: Yu et al., Gradient Surgery, NeurIPS 2020.
+        """
+        tables = {"users": self.net.users, "items": self.net.items}
+        by_task = [
+            torch.autograd.grad(loss.sum(), list(tables.values()), retain_graph=True)
+            for loss in self.losses(*batch)
+        ]
+        measured = {}
+        for name, ranking, rating in zip(tables, *by_task, strict=True):
+            ranking, rating = ranking.flatten(1), rating.flatten(1)
+            norms = ranking.norm(dim=1), rating.norm(dim=1)
+            measured[f"{name}_cosine"] = ((ranking * rating).sum(1) / (norms[0] * norms[1])).cpu()
+            measured[f"{name}_norm_ratio"] = (norms[0] / norms[1]).cpu()
+        return measured
+
+    def _replay(self, *batch: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The step as one CUDA graph launch: captured at its first full batch, then replayed."""
+        if self.graph is None:
+            self.inputs = [None if part is None else part.clone() for part in batch]
+            parameters, state = self.parameters.detach().clone(), self.optimizer.state_dict()
+            state = torch.utils._pytree.tree_map(
+                lambda x: x.clone() if isinstance(x, Tensor) else x, state
+            )
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(3):  # warm-up: allocates what the capture may not
+                    self._step(*self.inputs)
+            torch.cuda.current_stream().wait_stream(side)
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.outputs = self._step(*self.inputs)
+            # Neither the warm-up nor the capture may leave a trace in the run.
+            with torch.no_grad():
+                self.parameters.copy_(parameters)
+                fresh = state["state"].get(0, {})
+                for name, value in self.optimizer.state[self.parameters].items():
+                    value.copy_(fresh[name]) if name in fresh else value.zero_()
+        for held, part in zip(self.inputs, batch, strict=True):
+            if held is not None:
+                held.copy_(part)
+        self.graph.replay()
+        return self.outputs
+
+    def broken_table(self, runs: Sequence[int]) -> str | None:
+        """The name of the first parameter with a non-finite value in these runs, or None."""
+        for name, parameter in self.net.named_parameters():
+            if not parameter.detach()[runs].isfinite().all():
+                return name
+        return None
+
+    def keep(self, runs: Sequence[int]) -> None:
+        """Go on with these runs of the stack alone."""
+        index = torch.as_tensor(runs)
+        old = self.optimizer.state[self.parameters]
+        state = {name: self._views(value) if value.dim() else value for name, value in old.items()}
+        self._flatten([parameter.data[index] for parameter in self.net.parameters()])
+        pick = lambda views: torch.cat([view[index].flatten() for view in views])  # noqa: E731
+        self.optimizer.state[self.parameters] = {
+            name: pick(value) if isinstance(value, list) else value for name, value in state.items()
+        }
+        self.net.run = self.net.run[: len(runs)]
+        self.seeds = [self.seeds[r] for r in runs]
+        self.samplers = [self.samplers[r] for r in runs] if self.samplers else []
+        self.train = self.train[index]
+        self.lambda_f, self.lambda_r = self.lambda_f[index], self.lambda_r[index]
+        self.graph = None
+
+    def _views(self, flat: Tensor) -> list[Tensor]:
+        shapes = [parameter.shape for parameter in self.net.parameters()]
+        parts = flat.split([shape.numel() for shape in shapes])
+        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    def state_dict(self) -> dict:
+        """All that going on needs besides the arguments: parameters and optimizer state."""
+        return {
+            "parameters": self.parameters.detach(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        with torch.no_grad():
+            self.parameters.copy_(state["parameters"])
+        self.optimizer.load_state_dict(state["optimizer"])

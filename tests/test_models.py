@@ -1,0 +1,154 @@
+"""MultiTaskNet: what it computes, what is shared, what is separate."""
+
+import pytest
+import torch
+
+from models import MultiTaskNet, OneRun, random_stream
+
+N_USERS, N_ITEMS = 7, 9
+
+
+def net_with_random_values(**options) -> MultiTaskNet:
+    net = MultiTaskNet(N_USERS, N_ITEMS, **{"embedding_dim": 4, "hidden": 5, **options})
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    return net
+
+
+@pytest.mark.parametrize("batch", [1, 6])
+@pytest.mark.parametrize("shared_dims", [0, 1, 4])
+@pytest.mark.parametrize("rating_biases", [False, True])
+def test_forward_is_the_documented_formula(batch, shared_dims, rating_biases):
+    net = net_with_random_values(shared_dims=shared_dims, rating_biases=rating_biases)
+    users, items = torch.arange(batch) % N_USERS, torch.arange(batch) % N_ITEMS
+    scores, ratings = net(users[None], items[None])
+    assert scores.shape == ratings.shape == (1, batch)
+    for k, (i, j) in enumerate(zip(users, items, strict=True)):
+        u, q = net.users[0, i], net.items[0, j]
+        u_f, q_f, u_r, q_r = u[:4], q[:4], u[-4:], q[-4:]
+        a, b = net.user_bias[0, i, 0], net.item_bias[0, j, 0]
+        assert scores[0, k].item() == pytest.approx((u_f @ q_f + a + b).item(), abs=1e-5)
+        features = torch.cat([u_r, q_r, u_r * q_r])
+        hidden = (features @ net.hidden_weight[0] + net.hidden_bias[0, 0]).clamp(min=0)
+        expected = hidden @ net.output_weight[0, :, 0] + net.output_bias[0, 0, 0]
+        if rating_biases:
+            own = net.rating_bias_tables()
+            expected = expected + own[0][0, i, 0] + own[1][0, j, 0]
+        assert ratings[0, k].item() == pytest.approx(expected.item(), abs=1e-4)
+
+
+def test_catalogue_scores_are_the_pairs_scores():
+    net = net_with_random_values(shared_dims=2, seeds=[0, 1])
+    users = torch.tensor([5, 0, 3])
+    catalogue = net.catalogue_scores(users)
+    assert catalogue.shape == (2, 3, N_ITEMS)
+    for item in range(N_ITEMS):
+        pairs = net(users.expand(2, -1), torch.full((2, 3), item))[0]
+        torch.testing.assert_close(catalogue[:, :, item], pairs)
+
+
+def gradients(net: MultiTaskNet, output: int) -> dict[str, torch.Tensor]:
+    net.zero_grad()
+    users, items = torch.tensor([[1, 2]]), torch.tensor([[3, 4]])
+    net(users, items)[output].sum().backward()
+    return {
+        name: p.grad.clone() if p.grad is not None else torch.zeros_like(p)
+        for name, p in net.named_parameters()
+    }
+
+
+def test_shared_tables_get_gradients_of_both_tasks_in_every_column():
+    ranking, rating = (gradients(net_with_random_values(), output) for output in (0, 1))
+    for name, row in (("users", 1), ("items", 3)):
+        assert (ranking[name][0, row] != 0).all()
+        assert (rating[name][0, row] != 0).all()
+
+
+def test_separate_gradients_never_cross():
+    net = net_with_random_values(shared_dims=0, rating_biases=True)
+    ranking, rating = (gradients(net, output) for output in (0, 1))
+    for name in ranking:
+        assert not ((ranking[name] != 0) & (rating[name] != 0)).any(), name
+        assert ((ranking[name] != 0) | (rating[name] != 0)).any(), name
+
+
+def test_partly_shared_tasks_meet_in_the_common_columns_alone():
+    net = net_with_random_values(shared_dims=1)
+    ranking, rating = (gradients(net, output)["users"][0, 1] for output in (0, 1))
+    both = (ranking != 0) & (rating != 0)
+    assert both.tolist() == [False] * 3 + [True] + [False] * 3
+
+
+def test_initial_values_are_the_reports():
+    net = MultiTaskNet(2000, 3000, embedding_dim=32, seeds=[5])
+    for table in (net.users, net.items):
+        assert table.std().item() == pytest.approx(1 / 32, rel=0.02)
+        assert abs(table.mean().item()) < 1e-3
+    assert not net.user_bias.any() and not net.item_bias.any()
+    for weight, fan_in in ((net.hidden_weight, 96), (net.output_weight, 64)):
+        bound = fan_in**-0.5
+        assert 0.9 * bound < weight.abs().max() <= bound
+        assert weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.15)
+
+
+@pytest.mark.parametrize("shared_dims", [0, 3])
+def test_a_seed_starts_ranking_equal_whatever_is_shared(shared_dims):
+    shared = MultiTaskNet(N_USERS, N_ITEMS, 4, seeds=[8])
+    other = MultiTaskNet(N_USERS, N_ITEMS, 4, shared_dims=shared_dims, seeds=[8])
+    for name in ("users", "items"):
+        window = other.ranking_window(getattr(other, name))
+        assert torch.equal(window, getattr(shared, name))
+    assert torch.equal(shared.hidden_weight, other.hidden_weight)
+
+
+def test_a_run_starts_as_it_does_alone():
+    stack, alone = (MultiTaskNet(N_USERS, N_ITEMS, 4, seeds=s) for s in ([4, 9, 2], [9]))
+    for ours, its in zip(stack.parameters(), alone.parameters(), strict=True):
+        assert torch.equal(ours[1:2], its)
+
+
+def test_random_streams_differ_by_seed_purpose_and_index():
+    keys = [(0, "order", 1), (1, "order", 1), (0, "negatives", 1), (0, "order", 2)]
+    draws = [torch.rand(3, generator=random_stream(*key)).tolist() for key in keys]
+    assert len({tuple(draw) for draw in draws}) == 4
+    assert draws[0] == torch.rand(3, generator=random_stream(*keys[0])).tolist()
+
+
+@pytest.mark.parametrize("bad", [-1, N_USERS])
+def test_an_id_out_of_range_raises_and_never_reads_another_run(bad):
+    net = net_with_random_values(seeds=[0, 1])
+    with pytest.raises(IndexError, match=rf"user id {bad} is not in 0\.\.6"):
+        net(torch.tensor([[0], [bad]]), torch.tensor([[0], [0]]))
+    run = OneRun(net)
+    with pytest.raises(IndexError):
+        run.interaction_scores(torch.tensor([bad]))
+    with pytest.raises(IndexError):
+        run.ratings(torch.tensor([0]), torch.tensor([N_ITEMS]))
+
+
+def test_an_ensemble_answers_with_its_members_mean():
+    net = net_with_random_values(seeds=[0, 1, 2])
+    users, items = torch.tensor([1, 2]), torch.tensor([3, 4])
+    scores, ratings = OneRun(net)(users, items)
+    members = net(users.expand(3, -1), items.expand(3, -1))
+    torch.testing.assert_close(scores, members[0].mean(0))
+    torch.testing.assert_close(ratings, members[1].mean(0))
+    assert scores.shape == ratings.shape == (2,)
+    assert OneRun(net).interaction_scores(users).shape == (2, N_ITEMS)
+
+
+@pytest.mark.parametrize(
+    "options, named",
+    [
+        ({"embedding_dim": 0}, "embedding_dim is 0"),
+        ({"hidden": 0}, "hidden is 0"),
+        ({"shared_dims": 5}, "shared_dims is 5"),
+        ({"shared_dims": -1}, "shared_dims is -1"),
+        ({"seeds": []}, "runs is 0"),
+    ],
+)
+def test_impossible_sizes_are_refused_by_name(options, named):
+    with pytest.raises(ValueError, match=named):
+        MultiTaskNet(N_USERS, N_ITEMS, **{"embedding_dim": 4, **options})

@@ -1,0 +1,334 @@
+"""Losses, task weights, negatives and the stack: against hand-computed and independent values."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.func import functional_call, stack_module_state, vmap
+
+import multitask
+from gradients import pairwise_step
+from models import MultiTaskNet, random_stream
+from multitask import (
+    NegativeSampler,
+    Stack,
+    bpr_loss,
+    regression_loss,
+    sigmoid_loss,
+    softmax_loss,
+)
+
+SHARING = [None, 0, 3]
+
+
+def sigma(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def value_and_gradient(loss, *tensors):
+    leaves = [tensor.clone().requires_grad_() for tensor in tensors]
+    value = loss(*leaves)
+    return value.item(), [g.tolist() for g in torch.autograd.grad(value, leaves)]
+
+
+def test_sigmoid_loss_by_hand():
+    positive, negative = torch.tensor([1.0, -2.0]), torch.tensor([0.5, 1.0])
+    value, (up, down) = value_and_gradient(sigmoid_loss, positive, negative)
+    assert value == pytest.approx((1 - sigma(0.5) + 1 - sigma(-3)) / 2)
+    expected = [-sigma(d) * (1 - sigma(d)) / 2 for d in (0.5, -3)]
+    assert up == pytest.approx(expected)
+    assert down == pytest.approx([-g for g in expected])
+
+
+def test_bpr_loss_by_hand():
+    positive, negative = torch.tensor([1.0, -2.0]), torch.tensor([0.5, 1.0])
+    value, (up, down) = value_and_gradient(bpr_loss, positive, negative)
+    assert value == pytest.approx(-(math.log(sigma(0.5)) + math.log(sigma(-3))) / 2)
+    expected = [-(1 - sigma(d)) / 2 for d in (0.5, -3)]
+    assert up == pytest.approx(expected)
+    assert down == pytest.approx([-g for g in expected])
+
+
+def test_bpr_loss_is_finite_where_its_sigmoid_is_zero():
+    value, (up, _) = value_and_gradient(bpr_loss, torch.tensor([-200.0]), torch.tensor([0.0]))
+    assert value == pytest.approx(200) and up == pytest.approx([-1])
+
+
+def test_softmax_loss_by_hand():
+    scores, picked = torch.tensor([[[1.0, 0.0, -1.0]]]), torch.tensor([[1]])
+    value, (slopes,) = value_and_gradient(lambda s: softmax_loss(s, picked)[0], scores)
+    total = math.e + 1 + 1 / math.e
+    assert value == pytest.approx(math.log(total))
+    assert slopes[0][0] == pytest.approx([math.e / total, 1 / total - 1, 1 / math.e / total])
+
+
+def test_regression_loss_by_hand():
+    value, (slopes, _) = value_and_gradient(
+        regression_loss, torch.tensor([3.0, 5.0]), torch.tensor([4.0, 2.0])
+    )
+    assert value == pytest.approx((1 + 9) / 2)
+    assert slopes == pytest.approx([-1, 3])
+
+
+@pytest.mark.parametrize("loss", [sigmoid_loss, bpr_loss, regression_loss])
+def test_a_batch_against_a_column_raises_instead_of_broadcasting(loss):
+    with pytest.raises(ValueError, match=r"shapes must be equal.*\(4,\).*\(4, 1\)"):
+        loss(torch.zeros(4), torch.zeros(4, 1))
+
+
+def test_softmax_loss_refuses_ids_of_another_batch():
+    with pytest.raises(ValueError, match="shapes must be equal"):
+        softmax_loss(torch.zeros(2, 4, 5), torch.zeros(2, 3, dtype=torch.int64))
+
+
+def test_a_pair_is_scored_by_itself_whatever_else_is_in_the_batch():
+    """The published score multiplied each item with every user in the batch."""
+    net = MultiTaskNet(7, 9, 4, seeds=[0])
+    users, items = torch.tensor([[0, 1, 2]]), torch.tensor([[3, 4, 5]])
+    together = net(users, items)[0]
+    alone = torch.cat([net(users[:, k : k + 1], items[:, k : k + 1])[0] for k in range(3)], 1)
+    torch.testing.assert_close(together, alone)
+
+
+def test_the_item_bias_is_part_of_the_score_and_learns():
+    """The published score dropped both bias terms."""
+    net = MultiTaskNet(7, 9, 4, seeds=[0])
+    pair = torch.tensor([[2]]), torch.tensor([[5]])
+    before = net(*pair)[0].item()
+    with torch.no_grad():
+        net.item_bias[0, 5] += 0.7
+        net.user_bias[0, 2] += 0.1
+    assert net(*pair)[0].item() == pytest.approx(before + 0.8, abs=1e-6)
+    stack = make_stack(1)
+    stack.run_epoch(0)
+    assert (stack.net.item_bias != 0).any()
+
+
+def make_stack(runs: int = 1, n: int = 300, first: int = 0, **options) -> Stack:
+    """Runs `first`, `first + 1`, … of a small problem; each has its own λ, split and seed."""
+    rng = np.random.default_rng(0)
+    pairs = rng.permutation(40 * 60)[:n]
+    seeds = range(first, first + runs)
+    shape = {
+        name: options.pop(name) for name in ("shared_dims", "rating_biases") if name in options
+    }
+    net = MultiTaskNet(40, 60, 8, hidden=6, seeds=seeds, **shape)
+    train = np.stack([np.random.RandomState(s).permutation(n)[: n - 20] for s in seeds])
+    ratings = rng.integers(1, 6, n).astype(np.float32)
+    weights = [0.9, 0.5, 0.2, 1.0, 0.0][first : first + runs]
+    options = {"batch_size": 64, "lr": 0.01, **options}
+    others = [1 - weight for weight in weights]
+    return Stack(net, *divmod(pairs, 60), ratings, train, seeds, weights, others, **options)
+
+
+@pytest.mark.parametrize("shared_dims", SHARING)
+@pytest.mark.parametrize("loss", ["sigmoid", "bpr"])
+@pytest.mark.parametrize("rating_biases", [False, True])
+def test_written_out_gradients_are_autograds(shared_dims, loss, rating_biases):
+    stack = make_stack(3, shared_dims=shared_dims, loss=loss, rating_biases=rating_biases)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in stack.net.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / 3)
+    batch = next(stack.batches(0))
+    weights = stack.lambda_f, stack.lambda_r
+    stack.parameters.grad.zero_()
+    values = pairwise_step(stack.net, loss, *batch, *weights)
+    written = stack.parameters.grad.clone()
+    stack.parameters.grad.zero_()
+    expected = stack.losses(*batch)
+    sum(weight.dot(part) for weight, part in zip(weights, expected, strict=True)).backward()
+    torch.testing.assert_close(written, stack.parameters.grad, atol=1e-6, rtol=1e-5)
+    for value, part in zip(values, expected, strict=True):
+        torch.testing.assert_close(value, part)
+    assert written.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("shared_dims", SHARING)
+@pytest.mark.parametrize("loss", multitask.LOSSES)
+def test_a_run_in_a_stack_is_the_run_alone(shared_dims, loss):
+    stack = make_stack(5, shared_dims=shared_dims, loss=loss)
+    alone = [make_stack(1, first=r, shared_dims=shared_dims, loss=loss) for r in range(5)]
+    for epoch in range(4):  # of 5 steps each
+        together = stack.run_epoch(epoch)["joint_loss"]
+        apart = [single.run_epoch(epoch)["joint_loss"] for single in alone]
+        torch.testing.assert_close(together, torch.cat(apart), atol=1e-5, rtol=1e-5)
+    for r, single in enumerate(alone):
+        for ours, its in zip(stack.net.parameters(), single.net.parameters(), strict=True):
+            torch.testing.assert_close(ours[r : r + 1], its, atol=1e-5, rtol=0)
+
+
+class PlainNet(torch.nn.Module):
+    """An independent oracle: one run, written with torch's own modules."""
+
+    def __init__(self, net: MultiTaskNet, run: int):
+        super().__init__()
+        self.d_f, self.d_r = net.ranking_dim, net.rating_dim
+        embedding = torch.nn.Embedding.from_pretrained
+        copies = [getattr(net, name)[run].detach().clone() for name in ("users", "items")]
+        self.users, self.items = (embedding(copy, freeze=False) for copy in copies)
+        self.item_bias = embedding(net.item_bias[run].detach().clone(), freeze=False)
+        hidden, output = torch.nn.Linear(3 * self.d_r, 6), torch.nn.Linear(6, 1)
+        for layer, name in ((hidden, "hidden"), (output, "output")):
+            layer.weight.data = getattr(net, f"{name}_weight")[run].detach().T.clone()
+            layer.bias.data = getattr(net, f"{name}_bias")[run, 0].detach().clone()
+        self.head = torch.nn.Sequential(hidden, torch.nn.ReLU(), output)
+
+    def forward(self, users, items):
+        u, q = self.users(users), self.items(items)
+        scores = (u[:, : self.d_f] * q[:, : self.d_f]).sum(1) + self.item_bias(items)[:, 0]
+        u, q = u[:, -self.d_r :], q[:, -self.d_r :]
+        return scores, self.head(torch.cat([u, q, u * q], 1))[:, 0]
+
+
+@pytest.mark.parametrize("shared_dims", SHARING)
+@pytest.mark.parametrize("loss", ["sigmoid", "bpr"])
+def test_twenty_steps_are_those_of_a_vmapped_plain_network(shared_dims, loss):
+    stack = make_stack(4, shared_dims=shared_dims, loss=loss)
+    plain = [PlainNet(stack.net, run) for run in range(4)]
+    parameters, buffers = stack_module_state(plain)
+    optimizer = torch.optim.Adam(parameters.values(), lr=0.01)
+
+    def joint(parameters, buffers, users, items, negatives, ratings, lambda_f, lambda_r):
+        state = (parameters, buffers)
+        p, r = functional_call(plain[0], state, (users, items))
+        n, _ = functional_call(plain[0], state, (users, negatives))
+        factorization = (
+            1 - torch.sigmoid(p - n) if loss == "sigmoid" else torch.log1p((n - p).exp())
+        )
+        return lambda_f * factorization.mean() + lambda_r * ((r - ratings) ** 2).mean()
+
+    for epoch in range(4):
+        for batch in stack.batches(epoch):
+            loss_values = vmap(joint)(parameters, buffers, *batch, stack.lambda_f, stack.lambda_r)
+            optimizer.zero_grad()
+            loss_values.sum().backward()
+            optimizer.step()
+        stack.run_epoch(epoch)
+    for ours, its in (("users", "users.weight"), ("items", "items.weight")):
+        torch.testing.assert_close(getattr(stack.net, ours), parameters[its], atol=1e-5, rtol=0)
+    hidden = parameters["head.0.weight"].transpose(1, 2)
+    torch.testing.assert_close(stack.net.hidden_weight, hidden, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("shared_dims", SHARING)
+def test_a_weight_of_zero_leaves_that_tasks_own_parameters_untouched(shared_dims):
+    stack = make_stack(5, shared_dims=shared_dims)  # λ_F is 1 in run 3, 0 in run 4
+    net, own = stack.net, stack.net.width - stack.net.ranking_dim
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    stack.run_epoch(0)
+    changed = {name: p.detach() != before[name] for name, p in net.named_parameters()}
+    for name in ("hidden_weight", "hidden_bias", "output_weight", "output_bias"):
+        assert not changed[name][3].any() and changed[name][4].any(), name
+    assert changed["item_bias"][3].any() and not changed["item_bias"][4].any()
+    for name in ("users", "items"):
+        assert not changed[name][3][:, net.ranking_dim :].any()
+        assert not changed[name][4][:, :own].any()
+        assert changed[name][3][:, : net.ranking_dim].any()
+        assert changed[name][4][:, own:].any()
+
+
+def test_an_epoch_visits_every_training_row_once_with_its_own_rating():
+    stack = make_stack(2)
+    seen = [[], []]
+    for users, items, _, ratings in stack.batches(0):
+        for run in range(2):
+            rows = zip(users[run], items[run], ratings[run], strict=True)
+            seen[run] += [(int(u), int(i), float(y)) for u, i, y in rows]
+    for run in range(2):
+        rows = stack.train[run]
+        parts = (stack.users[rows], stack.items[rows], stack.ratings[rows])
+        assert sorted(seen[run]) == sorted(zip(*(part.tolist() for part in parts), strict=True))
+
+
+def test_blocks_of_an_epoch_change_nothing(monkeypatch):
+    whole = [batch[0] for batch in make_stack(2).batches(3)]
+    monkeypatch.setattr(multitask, "BLOCK", 1)
+    pieces = [batch[0] for batch in make_stack(2).batches(3)]
+    assert len(whole) == len(pieces) == 5
+    assert all(torch.equal(a, b) for a, b in zip(whole, pieces, strict=True))
+
+
+def test_uniform_negatives_cover_the_catalogue_evenly():
+    users = torch.zeros(60_000, dtype=torch.int64)
+    drawn = NegativeSampler(users, users, 6, False).draw(users, random_stream(0, "test"))
+    counts = drawn.bincount(minlength=6)
+    assert (counts > 9_500).all() and (counts < 10_500).all()
+
+
+def test_excluded_positives_are_never_drawn_and_the_rest_evenly():
+    users = torch.tensor([0, 0, 0, 1, 2, 2])
+    items = torch.tensor([0, 2, 3, 5, 1, 4])
+    sampler = NegativeSampler(users, items, 6, exclude_positives=True)
+    asked = torch.tensor([0, 1, 2]).repeat(30_000)
+    drawn = sampler.draw(asked, random_stream(0, "test"))
+    for user, free in ((0, [1, 4, 5]), (1, [0, 1, 2, 3, 4]), (2, [0, 2, 3, 5])):
+        counts = drawn[asked == user].bincount(minlength=6).tolist()
+        assert [item for item, count in enumerate(counts) if count] == free
+        assert min(counts[item] for item in free) > 0.93 * 30_000 / len(free)
+
+
+def test_a_user_who_picked_everything_cannot_have_positives_excluded():
+    users, items = torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1])
+    with pytest.raises(ValueError, match="user 1 has interacted with all 2 items"):
+        NegativeSampler(users, items, 2, exclude_positives=True)
+
+
+def test_gradients_in_common_tables_are_compared_and_separate_ones_never_conflict():
+    shared, separate = make_stack(3), make_stack(3, shared_dims=0)
+    for stack in (shared, separate):
+        batch = next(stack.batches(0))
+        before = stack.parameters.detach().clone()
+        measured = stack.measure_gradients(batch)
+        assert torch.equal(before, stack.parameters) and not stack.parameters.grad.any()
+        ranking, rating = [
+            torch.autograd.grad(loss.sum(), stack.net.users, retain_graph=True)[0]
+            for loss in stack.losses(*batch)
+        ]
+        for run in range(3):
+            g, h = ranking[run].flatten().double(), rating[run].flatten().double()
+            cosine = (g @ h / (g.norm() * h.norm())).item()
+            assert measured["users_cosine"][run].item() == pytest.approx(cosine, abs=1e-5)
+            ratio = (g.norm() / h.norm()).item()
+            assert measured["users_norm_ratio"][run].item() == pytest.approx(ratio, rel=1e-4)
+    assert not measured["users_cosine"].any() and not measured["items_cosine"].any()
+
+
+def test_a_stack_goes_on_without_a_run_as_if_it_had_never_been_there():
+    stack, pair = make_stack(3), make_stack(2)
+    stack.run_epoch(0), pair.run_epoch(0)
+    stack.keep([0, 1])
+    stack.run_epoch(1), pair.run_epoch(1)
+    for ours, its in zip(stack.net.parameters(), pair.net.parameters(), strict=True):
+        torch.testing.assert_close(ours, its, atol=1e-6, rtol=0)
+
+
+def test_a_broken_run_is_named_with_its_table_and_spoils_no_other():
+    stack, healthy = make_stack(3), make_stack(3)
+    with torch.no_grad():
+        stack.net.hidden_weight[1, 0, 0] = float("nan")
+    stack.run_epoch(0), healthy.run_epoch(0)
+    assert stack.broken_table([1]) == "users"
+    for run in (0, 2):
+        assert stack.broken_table([run]) is None
+        torch.testing.assert_close(stack.net.users[run], healthy.net.users[run])
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_a_stored_stack_goes_on_to_the_last_bit(optimizer):
+    straight, first, second = (make_stack(2, optimizer=optimizer) for _ in range(3))
+    straight.run_epoch(0), first.run_epoch(0)
+    second.load_state_dict(first.state_dict())
+    straight.run_epoch(1), second.run_epoch(1)
+    assert torch.equal(straight.parameters, second.parameters)
+
+
+def test_sgd_steps_by_the_learning_rate_times_the_gradient():
+    stack = make_stack(2, optimizer="sgd", lr=0.5)
+    batch = next(stack.batches(0))
+    before = stack.parameters.detach().clone()
+    stack._gradients(*batch)
+    gradient = stack.parameters.grad.clone()
+    stack._step(*batch)
+    torch.testing.assert_close(stack.parameters.detach(), before - 0.5 * gradient)
