@@ -1,0 +1,451 @@
+"""The command end to end, on planted data in a real file: folders, curves, results, errors."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import evaluation
+import train
+
+ROOT = Path(train.__file__).parent
+REPORT_TAGS = {
+    "training/Factorization Loss": "factorization_loss",
+    "training/MSE": "regression_loss",
+    "training/Joint Loss": "joint_loss",
+    "eval/Mean Reciprocal Rank": "mrr",
+    "eval/MSE": "mse",
+}
+
+
+@pytest.fixture
+def command(ratings_csv, tmp_path, monkeypatch, capsys):
+    """Run train.py in an empty folder: exit code, last line of stdout as JSON, stderr."""
+    monkeypatch.chdir(tmp_path)
+    base = ["--data", str(ratings_csv), "--embedding-dim", "8", "--hidden", "8", "--lr", "0.01"]
+
+    def run(*arguments, small=True):
+        try:
+            code = train.main([*(base if small else []), *map(str, arguments)])
+        except SystemExit as stop:
+            code = stop.code
+        out, err = capsys.readouterr()
+        return code, json.loads(out.splitlines()[-1]) if out else None, err
+
+    return run
+
+
+def history(folder) -> list[dict]:
+    with (Path(folder) / "history.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def untimed(folder) -> list[dict]:
+    return [{k: v for k, v in row.items() if "seconds" not in k} for row in history(folder)]
+
+
+def parameters(folder) -> dict:
+    return torch.load(Path(folder) / "checkpoint.pt", weights_only=True)
+
+
+def equal_parameters(one, other) -> bool:
+    one, other = parameters(one), parameters(other)
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def scalars(folder) -> dict[str, list[tuple[int, float]]]:
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    return {
+        tag: [(event.step, event.value) for event in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+    }
+
+
+GOLDEN = [[0.4967822, 10.124199], [0.4860501, 6.229814]]  # L_F and L_R of the first two epochs
+
+# ---- what a run leaves ---------------------------------------------------------------------
+
+
+def test_planted_structure_is_learned_by_both_tasks(command, planted):
+    settings = ["--seeds", "0-2", "--embedding-dim", 16, "--lr", 0.003, "--epochs", 60]
+    code, results, _ = command(*settings, "--eval-every", 60, "--out", "s")
+    assert code == 0
+    by_popularity, variances = [], []
+    for result in results:
+        rows = np.random.RandomState(result["seed"]).permutation(len(planted))
+        known, test = rows[:3800], rows[3800:]
+        pairs = planted.user_ids[None], planted.item_ids[None]
+        ranking = evaluation.FullRanking(
+            planted.n_items, *(ids[:, test] for ids in pairs), *(ids[:, known] for ids in pairs)
+        )
+        counts = torch.tensor(np.bincount(planted.item_ids[known], minlength=planted.n_items))
+        ranks = ranking.ranks(lambda users, counts=counts: counts.float().repeat(1, len(users), 1))
+        by_popularity.append(evaluation.ranking_metrics(ranks[0], pairs[0][0, test])["mrr"])
+        variances.append(planted.ratings[test].var())
+    assert np.mean([r["mrr"] for r in results]) > 1.2 * np.mean(by_popularity)
+    assert np.mean([r["mse"] for r in results]) < 0.6 * np.mean(variances)
+
+
+def test_a_run_folder_holds_what_recomputes_its_numbers(command, planted):
+    _, result, _ = command("--epochs", 3, "--validation", 0.1, "--out", "run")
+    run = train.load_run("run")
+    split = run.split
+    everything = np.concatenate([split.train, split.validation, split.test])
+    expected = np.random.RandomState(0).permutation(len(planted))
+    assert everything.tolist() == expected.tolist()  # row order of the source, test part last
+    users, items = run.data.user_ids[split.test], run.data.item_ids[split.test]
+    with torch.no_grad():
+        predicted = run.model.ratings(torch.tensor(users), torch.tensor(items)).numpy()
+        table = run.model.interaction_scores(torch.arange(run.data.n_users)).numpy()
+    error = predicted.astype(float) - run.data.ratings[split.test]
+    assert (error**2).mean() == pytest.approx(result["mse"], rel=1e-6)
+    seen = np.concatenate([split.train, split.validation])
+    table[run.data.user_ids[seen], run.data.item_ids[seen]] = -np.inf
+    by_user: dict[int, list[float]] = {}
+    for user, item in zip(users, items, strict=True):
+        higher, equal = (table[user] > table[user, item]).sum(), (table[user] == table[user, item])
+        by_user.setdefault(user, []).append(1 / (higher + (equal.sum() + 1) / 2))
+    mrr = np.mean([np.mean(values) for values in by_user.values()])
+    assert mrr == pytest.approx(result["mrr"], rel=1e-6)
+    assert result == json.loads(Path("run/result.json").read_text())
+    for name, values in load_file("run/model.safetensors").items():
+        assert torch.equal(values, parameters("run")[name])
+    assert run.data.user_labels.tolist() == planted.user_labels.tolist() or len(
+        run.data.user_labels
+    )
+
+
+def test_history_and_tensorboard_tell_the_same_five_curves(command):
+    _, result, _ = command("--epochs", 4, "--out", "run")
+    rows, curves = history("run"), scalars("run")
+    assert [row["epoch"] for row in rows] == ["0", "1", "2", "3"]
+    for tag, column in REPORT_TAGS.items():
+        assert [step for step, _ in curves[tag]] == [0, 1, 2, 3]
+        values = [float(row[column]) for row in rows]
+        assert [value for _, value in curves[tag]] == pytest.approx(values, rel=1e-6)
+    assert float(rows[-1]["mrr"]) == result["mrr"] and float(rows[-1]["mse"]) == result["mse"]
+    for row in rows:
+        joint = 0.99 * float(row["factorization_loss"]) + 0.01 * float(row["regression_loss"])
+        assert float(row["joint_loss"]) == pytest.approx(joint, rel=1e-5)
+
+
+def test_tensorboard_started_on_a_run_serves_the_five_curves(command, tmp_path):
+    command("--epochs", 2, "--out", "runs/one")
+    # As a user starts it; port 0 lets it choose one.
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tensorboard.main", "--logdir", "runs", "--port", "0"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        address = next(w for line in server.stderr for w in line.split() if "http://" in w)
+        deadline, tags = time.time() + 30, {}
+        while time.time() < deadline and not tags.get("one"):
+            with urllib.request.urlopen(f"{address}data/plugin/scalars/tags") as answer:
+                tags = json.load(answer)
+            time.sleep(0.2)
+    finally:
+        server.kill()
+        server.wait()
+        server.stderr.close()
+    assert set(REPORT_TAGS) <= set(tags["one"])
+
+
+def test_the_same_seed_gives_the_same_bits(command):
+    for name in ("one", "two"):
+        command("--epochs", 3, "--out", name)
+    command("--epochs", 3, "--seed", 1, "--out", "other")
+    assert untimed("one") == untimed("two") != untimed("other")
+    assert equal_parameters("one", "two")
+
+
+def test_the_first_losses_are_golden(command):
+    """A change that moves these moves every published number: rerun the study then."""
+    command("--epochs", 2, "--out", "run")
+    losses = [
+        [float(row[c]) for c in ("factorization_loss", "regression_loss")] for row in history("run")
+    ]
+    assert losses == [pytest.approx(pair, rel=1e-4) for pair in GOLDEN]
+
+
+# ---- stacks --------------------------------------------------------------------------------
+
+
+def test_a_stack_leaves_a_folder_a_run_and_each_is_the_run_alone(command):
+    code, results, err = command(
+        "--lambda-f",
+        0.99,
+        0.5,
+        "--lambda-r",
+        0.01,
+        0.5,
+        "--seeds",
+        "3-4",
+        "--epochs",
+        3,
+        "--out",
+        "s",
+    )
+    assert code == 0
+    settings = [(r["lambda_f"], r["lambda_r"], r["seed"]) for r in results]
+    assert settings == [(0.99, 0.01, 3), (0.99, 0.01, 4), (0.5, 0.5, 3), (0.5, 0.5, 4)]
+    assert "±" in err and "0.99" in err
+    for result in results:
+        weights = ["--lambda-f", result["lambda_f"], "--lambda-r", result["lambda_r"]]
+        _, alone, _ = command(
+            *weights, "--seed", result["seed"], "--epochs", 3, "--out", "alone", "--overwrite"
+        )
+        assert result["mrr"] == pytest.approx(alone["mrr"], rel=1e-4)
+        assert result["mse"] == pytest.approx(alone["mse"], rel=1e-4)
+        ours, its = parameters(result["folder"]), parameters("alone")
+        assert all((ours[name] - its[name]).abs().max() < 1e-5 for name in ours)
+        config = json.loads((Path(result["folder"]) / "config.json").read_text())
+        assert config["seed"] == result["seed"] and config["lambda_f"] == result["lambda_f"]
+
+
+def test_an_ensemble_beats_its_members_and_predicts_their_mean(command):
+    _, single, _ = command("--epochs", 15, "--out", "single")
+    _, result, _ = command("--epochs", 15, "--ensemble", 4, "--out", "four")
+    assert result["mse"] < single["mse"]
+    run = train.load_run("four")
+    users, items = torch.tensor([0, 1]), torch.tensor([2, 3])
+    members = run.model.members
+    expected = members(users.expand(4, -1), items.expand(4, -1))[1].mean(0)
+    torch.testing.assert_close(run.model.ratings(users, items), expected)
+    for name, values in parameters("single").items():  # member 0 is the run alone
+        torch.testing.assert_close(parameters("four")[name][:1], values, atol=1e-5, rtol=0)
+
+
+def test_split_seed_fixes_the_split_apart_from_the_rest(command):
+    command("--seeds", "0-1", "--split-seed", 7, "--epochs", 1, "--out", "s")
+    one, two = (train.load_run(f"s/f0.99-r0.01_seed{seed}") for seed in (0, 1))
+    assert np.array_equal(one.split.test, two.split.test)
+    assert not torch.equal(one.model.members.users, two.model.members.users)
+
+
+def test_select_returns_the_epoch_best_on_the_validation_part(command):
+    _, result, _ = command(
+        "--epochs", 25, "--lr", 0.05, "--validation", 0.1, "--select", "--out", "run"
+    )
+    rows = history("run")
+    values = [np.log(float(row["val_mrr"])) - np.log(float(row["val_mse"])) for row in rows]
+    best = int(np.argmax(values))
+    assert result["epoch"] == best < 24
+    assert result["mrr"] == float(rows[best]["mrr"]) and result["mse"] == float(rows[best]["mse"])
+    run = train.load_run("run")
+    pairs = (run.data.user_ids[run.split.test], run.data.item_ids[run.split.test])
+    with torch.no_grad():
+        predicted = run.model.ratings(*(torch.tensor(ids) for ids in pairs)).numpy()
+    error = ((predicted.astype(float) - run.data.ratings[run.split.test]) ** 2).mean()
+    assert error == pytest.approx(result["mse"], rel=1e-6)
+
+
+def test_eval_every_leaves_cells_empty_and_evaluates_the_last_epoch(command):
+    _, result, _ = command("--epochs", 5, "--eval-every", 3, "--out", "run")
+    assert [bool(row["mrr"]) for row in history("run")] == [False, False, True, False, True]
+    assert result["epoch"] == 4
+
+
+# ---- stopping and going on -----------------------------------------------------------------
+
+
+def test_a_resumed_run_is_the_run_never_interrupted_to_the_last_bit(command, monkeypatch):
+    settings = [
+        "--seeds",
+        "0-1",
+        "--epochs",
+        7,
+        "--checkpoint-every",
+        2,
+        "--validation",
+        0.1,
+        "--select",
+    ]
+    _, straight, _ = command(*settings, "--out", "straight")
+    run_epoch = train.Training.train_epoch
+
+    def killed(self, bar):
+        if self.epoch == 5:
+            raise KeyboardInterrupt  # nothing is saved on the way out, as by kill -9
+        run_epoch(self, bar)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Training, "train_epoch", killed)
+        with pytest.raises(KeyboardInterrupt):
+            command(*settings, "--out", "stopped")
+    code, resumed, _ = command("--resume", "stopped", small=False)
+    assert code == 0
+    for one, other in zip(straight, resumed, strict=True):
+        for key in ("mrr", "mse", "epoch", "seed", "ndcg_at_10"):
+            assert one[key] == other[key]
+        assert untimed(one["folder"]) == untimed(other["folder"])
+        assert equal_parameters(one["folder"], other["folder"])
+        curves, expected = scalars(other["folder"]), scalars(one["folder"])
+        assert curves == expected
+        assert [step for step, _ in curves["eval/MSE"]] == list(range(7))
+
+
+def test_resuming_a_finished_run_prints_its_result(command):
+    _, result, _ = command("--epochs", 2, "--out", "run")
+    before = {path.name: path.stat().st_mtime_ns for path in Path("run").iterdir()}
+    code, again, _ = command("--resume", "run", small=False)
+    assert (code, again) == (0, result)
+    assert before == {path.name: path.stat().st_mtime_ns for path in Path("run").iterdir()}
+
+
+@pytest.mark.parametrize("kind, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stop_signal_ends_the_epoch_saves_and_says_how_to_go_on(command, monkeypatch, kind, code):
+    run_epoch = train.Training.train_epoch
+
+    def interrupted(self, bar):
+        if self.epoch == 2:
+            os.kill(os.getpid(), kind)
+        run_epoch(self, bar)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Training, "train_epoch", interrupted)
+        stopped, _, err = command("--epochs", 5, "--out", "run")
+    assert stopped == code and "--resume run" in err
+    assert len(history("run")) == 3
+    assert not Path("run/result.json").exists()
+    assert command("--resume", "run", small=False)[0] == 0
+    command("--epochs", 5, "--out", "straight")
+    assert untimed("run") == untimed("straight") and equal_parameters("run", "straight")
+
+
+def test_a_run_that_diverges_stops_alone_and_keeps_its_checkpoint(command):
+    weights = ["--lambda-f", 0.5, 1e38, "--lambda-r", 0.5, 1e38]
+    code, results, err = command(*weights, "--optimizer", "sgd", "--epochs", 4, "--out", "s")
+    healthy, broken = results
+    assert code == 2 and "mrr" in healthy
+    assert "epoch 0" in broken["error"] and "f1e+38-r1e+38_seed0" in broken["error"]
+    assert broken["table"] in parameters("s/f0.5-r0.5_seed0")
+    assert err.count("train.py: error") == 1
+    folder = Path("s/f1e+38-r1e+38_seed0")
+    assert json.loads((folder / "failed.json").read_text())["epoch"] == 0
+    assert all(value.isfinite().all() for value in parameters(folder).values())
+    _, alone, _ = command(
+        "--lambda-f", 0.5, "--lambda-r", 0.5, "--optimizer", "sgd", "--epochs", 4, "--out", "alone"
+    )
+    assert healthy["mse"] == pytest.approx(alone["mse"], rel=1e-5)
+
+
+# ---- bad input -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments, named",
+    [
+        (["--data", "ml-99k"], "ml-99k"),
+        (["--lambda-f", "-1"], "'-1' must be a number at least 0"),
+        (["--lambda-f", "0", "--lambda-r", "0"], "--lambda-f 0 with --lambda-r 0"),
+        (["--lambda-f", "nan"], "'nan'"),
+        (["--lambda-f", "1", "2"], "--lambda-f has 2 values and --lambda-r 1"),
+        (["--epochs", "0"], "'0' must be an integer at least 1"),
+        (["--batch-size", "0"], "'0'"),
+        (["--embedding-dim", "1.5"], "'1.5'"),
+        (["--lr", "0"], "'0' must be a number above 0"),
+        (["--shared-dims", "40"], "--shared-dims 40"),
+        (["--shared", "--separate"], "not allowed with"),
+        (["--lamda-f", "0.5"], "did you mean --lambda-f?"),
+        (["--epoch", "3"], "did you mean --epochs?"),
+        (["--device", "cuda:7"], "cuda:7"),
+        (["--device", "quantum"], "quantum"),
+        (["--seeds", "3-1"], "'3-1'"),
+        (["--select"], "--select needs a validation part"),
+        (["--resume", "nowhere"], "nowhere"),
+        (["--resume", "nowhere", "--epochs", "3"], "--resume takes no other argument"),
+        (["@nowhere.txt"], "nowhere.txt"),
+        (["--loss", "hinge"], "hinge"),
+        (["--validation", "0.97"], "0.97"),
+    ],
+)
+def test_bad_input_is_one_line_exit_code_2_and_nothing_written(
+    command, ratings_csv, arguments, named
+):
+    data = [] if "--data" in arguments or "--resume" in arguments else ["--data", str(ratings_csv)]
+    code, out, err = command(*data, *arguments, small=False)
+    assert code == 2 and out is None
+    assert len(err.splitlines()) == 1 and named in err, err
+    assert not list(Path().iterdir())
+
+
+def test_a_folder_that_holds_a_run_is_refused_unless_overwritten(command):
+    command("--epochs", 1, "--out", "run")
+    Path("run/notes.txt").write_text("mine")
+    before = Path("run/result.json").read_bytes()
+    code, _, err = command("--epochs", 2, "--out", "run")
+    assert code == 2 and len(err.splitlines()) == 1 and "--overwrite" in err
+    assert Path("run/result.json").read_bytes() == before
+    assert command("--epochs", 2, "--out", "run", "--overwrite")[0] == 0
+    assert len(history("run")) == 2 and Path("run/notes.txt").read_text() == "mine"
+
+
+def test_a_file_in_the_way_of_the_folder_is_one_line(command):
+    Path("taken").write_text("x")
+    code, _, err = command("--epochs", 1, "--out", "taken/run")
+    assert code == 2 and len(err.splitlines()) == 1 and "taken" in err
+    assert Path("taken").read_text() == "x"
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint_whole(command, monkeypatch):
+    save = train.write_whole
+    writes = []
+
+    def full(path, write):
+        writes.append(path)
+        if len(writes) > 2:  # the first epoch's checkpoint still fits
+
+            def fail(file):
+                write(file)
+                raise OSError(28, "No space left on device", str(path))
+
+            return save(path, fail)
+        return save(path, write)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "write_whole", full)
+        code, _, err = command("--epochs", 5, "--checkpoint-every", 1, "--out", "run")
+    errors = [line for line in err.splitlines() if "error" in line]
+    assert code == 2 and len(errors) == 1 and "No space left on device" in errors[0]
+    assert "Traceback" not in err
+    assert torch.load("run/resume.pt", weights_only=True)["epoch"] == 1
+    assert not list(Path("run").glob(".*"))  # no half-written file
+    assert command("--resume", "run", small=False)[0] == 0
+    command("--epochs", 5, "--out", "straight")
+    assert untimed("run") == untimed("straight")
+
+
+def test_changed_data_is_not_trained_on(command, ratings_csv, tmp_path):
+    copy = tmp_path / "copy.csv"
+    copy.write_bytes(ratings_csv.read_bytes())
+    command("--data", copy, "--epochs", 1, "--out", "run")
+    Path("run/result.json").unlink()
+    copy.write_bytes(ratings_csv.read_bytes().replace(b"\r\n", b"\n"))
+    code, _, err = command("--resume", "run", small=False)
+    assert code == 2 and "no longer the data" in err
+    with pytest.raises(ValueError, match="was trained on"):
+        train.load_run("run")
+
+
+def test_arguments_come_from_a_file_with_comments(command):
+    Path("recipe.txt").write_text("# a recipe\n--epochs 2  # few\n--separate\n")
+    code, result, _ = command("@recipe.txt", "--out", "run")
+    assert code == 0 and result["epochs"] == 2
+    assert json.loads(Path("run/config.json").read_text())["shared_dims"] == 0
+
+
+def test_load_run_names_what_is_missing(tmp_path):
+    with pytest.raises(FileNotFoundError, match="config.json is missing"):
+        train.load_run(tmp_path)

@@ -1,0 +1,468 @@
+"""Train MultiTaskNet on two tasks at once: which items a user picks, and how they are rated.
+
+    python train.py --shared --lambda-f 0.99 --lambda-r 0.01            # one run
+    python train.py --separate --seeds 0-9                              # ten runs as one stack
+    python train.py --resume runs/NAME                                  # go on where it stopped
+
+Each run leaves a folder (see run_folder.py): look at it with `tensorboard --logdir runs`, draw it
+with `python plot.py runs/NAME`. The last line on stdout is the result as JSON, the rest goes to
+stderr. Bad input ends in one line and exit code 2.
+"""
+
+import json
+import math
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import scipy.stats
+import torch
+from tqdm import tqdm
+
+from arguments import resolve
+from data import Interactions, Split, load, random_split, temporal_split
+from evaluation import FullRanking, mean_squared_error, ranking_metrics
+from models import MultiTaskNet
+from multitask import Stack
+from run_folder import STRUCTURE, RunFolder, clear, holds_run, load_run, write_whole
+
+__all__ = ["Training", "load_run", "main"]
+
+
+def say(text: str) -> None:
+    tqdm.write(text, file=sys.stderr)
+
+
+# ---- the parts -----------------------------------------------------------------------------
+
+
+def set_machine(args: dict) -> None:
+    """Device, threads and determinism. Raises ValueError for a device that isn't there."""
+    try:
+        device = torch.device(args["device"])
+        there = device.type == "cpu" or (
+            device.type == "cuda" and (device.index or 0) < torch.cuda.device_count()
+        )
+    except RuntimeError:
+        there = False
+    if not there:
+        n = torch.cuda.device_count()
+        has = "no CUDA device" if n == 0 else f"{n} CUDA device(s), from cuda:0"
+        raise ValueError(f"--device {args['device']} isn't there: use cpu; this machine has {has}")
+    torch.set_num_threads(args["threads"])
+    if args["deterministic"]:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    compiler = os.environ.get("CXX") or "g++"
+    if args["compile"] and device.type == "cpu" and not shutil.which(compiler):
+        say(f"--compile: no C++ compiler here ({compiler}), going on without")
+        args["compile"] = False
+
+
+def plan_runs(args: dict) -> list[dict]:
+    """The runs of the command, in order: seed, task weights, and the folder of each."""
+    weights = list(zip(args["lambda_f"], args["lambda_r"], strict=True))
+    runs = [dict(seed=s, lambda_f=f, lambda_r=r) for f, r in weights for s in args["seeds"]]
+    for run in runs:
+        run["name"] = f"f{run['lambda_f']:g}-r{run['lambda_r']:g}_seed{run['seed']}"
+        run["folder"] = Path(args["out"]) / (run["name"] if len(runs) > 1 else "")
+    return runs
+
+
+def make_split(args: dict, data: Interactions, seed: int) -> Split:
+    if args["split"] == "temporal":
+        return temporal_split(data, validation_fraction=args["validation"])
+    seed = seed if args["split_seed"] is None else args["split_seed"]
+    return random_split(data, seed, validation_fraction=args["validation"])
+
+
+def make_stack(args: dict, data: Interactions, runs: list[dict], splits: list[Split]) -> Stack:
+    """The stack of all runs, M members each: member 0 is the run alone."""
+    members = range(args["ensemble"])
+    keys = [f"{run['seed']}.{m}" if m else run["seed"] for run in runs for m in members]
+    structure = {name: args[name] for name in STRUCTURE}
+    net = MultiTaskNet(data.n_users, data.n_items, seeds=keys, **structure).to(args["device"])
+    names = ("loss", "exclude_positives", "batch_size", "optimizer", "lr", "weight_decay")
+    names += ("log_gradients",)
+    return Stack(
+        net,
+        data.user_ids,
+        data.item_ids,
+        data.ratings,
+        np.stack([split.train for split in splits for _ in members]),
+        seeds=keys,
+        lambda_f=[run["lambda_f"] for run in runs for _ in members],
+        lambda_r=[run["lambda_r"] for run in runs for _ in members],
+        compile=args["compile"],
+        **{name: args[name] for name in names},
+    )
+
+
+class Evaluator:
+    """Metrics of every run on its test or its validation part: a list of dictionaries.
+
+    Args:
+        held_out: "test" or "validation".
+        seen: the parts whose items rank last.
+    """
+
+    def __init__(self, args, data: Interactions, splits: list[Split], held_out: str, *seen: str):
+        self.members, self.chunk = args["ensemble"], args["eval_chunk"]
+        rows = np.stack([getattr(split, held_out) for split in splits])
+        known = np.stack([np.concatenate([getattr(split, s) for s in seen]) for split in splits])
+        self.users, self.items = data.user_ids[rows], data.item_ids[rows]
+        self.ratings = data.ratings[rows]
+        pairs = self.users, self.items, data.user_ids[known], data.item_ids[known]
+        self.ranking = FullRanking(data.n_items, *pairs, chunk=self.chunk, device=args["device"])
+        trained = [data.ratings[split.train] for split in splits]
+        self.clip = [(r.min(), r.max()) if args["clip_ratings"] else None for r in trained]
+
+    def mean_over_members(self, values: torch.Tensor) -> torch.Tensor:
+        """(R·M, ...) -> (R, ...)."""
+        return values if self.members == 1 else values.unflatten(0, (-1, self.members)).mean(1)
+
+    @torch.no_grad()
+    def __call__(self, net: MultiTaskNet) -> list[dict]:
+        ranks = self.ranking.ranks(lambda ids: self.mean_over_members(net.catalogue_scores(ids)))
+        size = max(1, 64 * self.chunk // len(net.users))  # pairs at a time, in bounded memory
+        predicted = []
+        for start in range(0, self.users.shape[1], size):
+            ids = [
+                torch.as_tensor(part[:, start : start + size], device=net.users.device)
+                for part in (self.users, self.items)
+            ]
+            ids = [part.repeat_interleave(self.members, 0) for part in ids]
+            predicted.append(self.mean_over_members(net.ratings(*ids)).cpu())
+        predicted = torch.cat(predicted, 1)
+        return [
+            ranking_metrics(ranks[r], self.users[r])
+            | {"mse": mean_squared_error(predicted[r], self.ratings[r], self.clip[r])}
+            for r in range(len(ranks))
+        ]
+
+
+def describe(args: dict, data: Interactions, run: dict, n_runs: int) -> dict:
+    """What config.json says of a run."""
+    stacked = ("seeds", "lambda_f", "lambda_r", "out", "overwrite")
+    try:
+        command = ["git", "rev-parse", "HEAD"]
+        here = Path(__file__).parent
+        commit = subprocess.run(command, cwd=here, capture_output=True, text=True).stdout.strip()
+    except OSError:
+        commit = ""
+    return {
+        **{name: run[name] for name in ("name", "seed", "lambda_f", "lambda_r")},
+        **{name: value for name, value in args.items() if name not in stacked},
+        "split_seed": run["seed"] if args["split_seed"] is None else args["split_seed"],
+        "n_users": data.n_users,
+        "n_items": data.n_items,
+        "data_sha256": data.sha256,
+        "stack_size": n_runs,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+        },
+        "commit": commit or None,
+    }
+
+
+# ---- training ------------------------------------------------------------------------------
+
+
+class StopSignals:
+    """Ctrl-C and SIGTERM end the epoch in hand, not the process; a second one stops at once."""
+
+    KINDS = (signal.SIGINT, signal.SIGTERM)
+
+    def __enter__(self):
+        self.received: int | None = None
+        self.before = [signal.signal(kind, self.receive) for kind in self.KINDS]
+        return self
+
+    def receive(self, kind: int, frame) -> None:
+        self.received = kind
+        for each in self.KINDS:
+            signal.signal(each, signal.SIG_DFL)
+        say("stopping after this epoch; once more stops at once")
+
+    def __exit__(self, *exception) -> None:
+        for kind, handler in zip(self.KINDS, self.before, strict=True):
+            signal.signal(kind, handler)
+
+
+class Training:
+    """The runs of one command, from their first epoch to their results.
+
+    Args:
+        args: as arguments.resolve gives them.
+        state: what ``save`` left in resume.pt, to go on from there.
+    """
+
+    def __init__(self, args: dict, state: dict | None = None):
+        set_machine(args)
+        self.args, self.out = args, Path(args["out"])
+        self.data = load(args["data"])
+        if self.data.n_items < 2:
+            raise ValueError(f"{args['data']} has a single item: ranking needs at least 2")
+        self.runs = plan_runs(args)
+        self.splits = [make_split(args, self.data, run["seed"]) for run in self.runs]
+        self.stack = make_stack(args, self.data, self.runs, self.splits)
+        self.active = list(range(len(self.runs)))  # the runs that are still finite
+        self.epoch, self.seconds = 0, [0.0, 0.0]  # of training, of evaluation
+        self.best: list[dict | None] = [None] * len(self.runs)  # metrics, and with --select more
+        self.failed: dict[int, dict] = {}
+        histories: list[list[dict]] = [[] for _ in self.runs]
+        if state is not None:
+            if state["data_sha256"] != self.data.sha256:
+                raise ValueError(f"{args['data']} is no longer the data that {self.out} began on")
+            self.drop_to(state["active"])
+            if self.active:
+                self.stack.load_state_dict(state["stack"])
+            self.epoch, self.seconds = state["epoch"], state["seconds"]
+            self.best, self.failed = state["best"], state["failed"]
+            histories = state["histories"]
+        elif args["overwrite"]:
+            clear(self.out)
+        self.folders = []
+        for run, split, history in zip(self.runs, self.splits, histories, strict=True):
+            config = describe(args, self.data, run, len(self.runs))
+            self.folders.append(RunFolder(run["folder"], config, split, history))
+        self.make_evaluators()
+
+    def make_evaluators(self) -> None:
+        splits = [self.splits[r] for r in self.active]
+        self.test = Evaluator(self.args, self.data, splits, "test", "train", "validation")
+        self.validate = None
+        if self.args["validation"]:
+            self.validate = Evaluator(self.args, self.data, splits, "validation", "train")
+
+    def members(self, r: int) -> list[int]:
+        """Where run r's members stand in the stack."""
+        m = self.args["ensemble"]
+        first = self.active.index(r) * m
+        return list(range(first, first + m))
+
+    def parameters(self, r: int) -> dict[str, torch.Tensor]:
+        named = self.stack.net.named_parameters()
+        return {name: value.detach()[self.members(r)] for name, value in named}
+
+    def drop_to(self, active: list[int]) -> None:
+        if active and active != self.active:
+            self.stack.keep([place for r in active for place in self.members(r)])
+        self.active = active
+
+    def train(self) -> list[dict]:
+        """Train to the last epoch; the result of each run, in order."""
+        epochs = self.args["epochs"]
+        if self.epoch == 0:
+            self.save()
+        if self.args["compile"] and self.epoch < epochs:
+            self.stack.warm_up()
+        bar = tqdm(total=epochs, initial=self.epoch, unit="epoch", file=sys.stderr)
+        with bar, StopSignals() as stop:
+            while self.epoch < epochs and self.active:
+                self.train_epoch(bar)
+                if stop.received or self.epoch % self.args["checkpoint_every"] == 0:
+                    self.save()
+                if stop.received and self.epoch < epochs:
+                    say(f"stopped after epoch {self.epoch}: train.py --resume {self.out} goes on")
+                    sys.exit(128 + stop.received)
+        self.save()
+        return [self.finish(r) for r in range(len(self.runs))]
+
+    def train_epoch(self, bar: tqdm) -> None:
+        start = time.perf_counter()
+        losses = self.stack.run_epoch(self.epoch)
+        trained = time.perf_counter()
+        losses = self.drop_broken(losses)
+        due = (self.epoch + 1) % self.args["eval_every"] == 0 or self.epoch + 1 == bar.total
+        due = due and bool(self.active)
+        tests = self.test(self.stack.net) if due else None
+        checks = self.validate(self.stack.net) if due and self.validate else None
+        seconds = trained - start, time.perf_counter() - trained
+        self.seconds = [total + part for total, part in zip(self.seconds, seconds, strict=True)]
+        for place, r in enumerate(self.active):
+            row = {"epoch": self.epoch, **losses[place]}
+            row |= {name: tests[place][name] if due else None for name in ("mrr", "mse")}
+            if self.validate:
+                check = checks[place] if due else {"mrr": None, "mse": None}
+                row |= {"val_mrr": check["mrr"], "val_mse": check["mse"]}
+            row |= {"train_seconds": seconds[0], "eval_seconds": seconds[1]}
+            self.folders[r].append(row)
+            if due:
+                self.remember(r, tests[place], row)
+            if place == 0:
+                shown = {"L_F": "factorization_loss", "L_R": "regression_loss"}
+                bar.set_postfix(
+                    {short: f"{row[name]:.4f}" for short, name in shown.items()}
+                    | {name: f"{self.best[r][name]:.4f}" for name in ("mrr", "mse") if self.best[r]}
+                )
+        self.epoch += 1
+        bar.update()
+
+    def drop_broken(self, losses: dict[str, torch.Tensor]) -> list[dict[str, float]]:
+        """Each finite run's own losses, members averaged; the stack goes on without the others."""
+        per_run = {
+            name: values.unflatten(0, (len(self.active), -1)).mean(1).tolist()
+            for name, values in losses.items()
+        }
+        rows, kept = [], []
+        for place, r in enumerate(self.active):
+            own = {name: values[place] for name, values in per_run.items()}
+            broken = self.stack.broken_table(self.members(r))
+            for name in ("factorization_loss", "regression_loss"):
+                broken = broken or (None if math.isfinite(own[name]) else name)
+            if not broken:
+                # A gradient of norm zero has no cosine: not measured rather than not finite.
+                rows.append({k: v if math.isfinite(v) else None for k, v in own.items()})
+                kept.append(r)
+                continue
+            saved = self.epoch // self.args["checkpoint_every"] * self.args["checkpoint_every"]
+            message = (
+                f"run {self.runs[r]['name']} is no longer finite at epoch {self.epoch}, in "
+                f"{broken}: its checkpoint of {saved} epochs is kept; a lower --lr may help"
+            )
+            self.failed[r] = dict(epoch=self.epoch, table=broken, error=message)
+            self.folders[r].fail(self.failed[r])
+        self.drop_to(kept)
+        if self.failed and kept and len(kept) < len(per_run["joint_loss"]):
+            self.make_evaluators()
+        return rows
+
+    def remember(self, r: int, metrics: dict, row: dict) -> None:
+        """Keep what the run returns: its last epoch, or with --select its best so far."""
+        best = {**metrics, "epoch": self.epoch}
+        if self.args["select"]:
+            value = math.log(row["val_mrr"]) - math.log(row["val_mse"])
+            if self.best[r] and value <= self.best[r]["value"]:
+                return
+            best |= dict(value=value, val_mrr=row["val_mrr"], val_mse=row["val_mse"])
+            best["parameters"] = self.parameters(r)
+        self.best[r] = best
+
+    def returned(self, r: int) -> dict[str, torch.Tensor]:
+        """The parameters that the run would return now."""
+        return (self.best[r] or {}).get("parameters") or self.parameters(r)
+
+    def save(self) -> None:
+        """All that going on needs in one file; then each run's parameters in its folder."""
+        state = {
+            "args": self.args,
+            "data_sha256": self.data.sha256,
+            "active": self.active,
+            "stack": self.stack.state_dict(),
+            "epoch": self.epoch,
+            "seconds": self.seconds,
+            "best": self.best,
+            "failed": self.failed,
+            "histories": [folder.history for folder in self.folders],
+        }
+        write_whole(self.out / "resume.pt", lambda file: torch.save(state, file))
+        for r in self.active:
+            self.folders[r].save_parameters(self.returned(r))
+
+    def finish(self, r: int) -> dict:
+        """The run's result, written into its folder."""
+        run = {name: self.runs[r][name] for name in ("name", "seed", "lambda_f", "lambda_r")}
+        if r in self.failed:
+            self.folders[r].close()
+            return {**run, **self.failed[r]}
+        metrics = {k: v for k, v in self.best[r].items() if k not in ("value", "parameters")}
+        train_seconds, eval_seconds = self.seconds
+        times = dict(train_seconds=train_seconds, eval_seconds=eval_seconds)
+        sizes = dict(epochs=self.epoch, stack_size=len(self.runs))
+        result = {**run, **metrics, **sizes, **times, "folder": str(self.folders[r].folder)}
+        self.folders[r].finish(result, self.returned(r))
+        return result
+
+
+# ---- the command ---------------------------------------------------------------------------
+
+
+def closing_table(results: list[dict]) -> str:
+    """Mean, standard deviation and 95% t-interval of the mean over the seeds of each setting."""
+    lines = [f"{'λ_F':>6} {'λ_R':>6} {'runs':>5}   {'MRR':<32} MSE"]
+    weights = dict.fromkeys((result["lambda_f"], result["lambda_r"]) for result in results)
+    for pair in weights:
+        own = [x for x in results if (x["lambda_f"], x["lambda_r"]) == pair and "mrr" in x]
+        cells = []
+        for name in ("mrr", "mse"):
+            values = np.array([result[name] for result in own])
+            if len(values) < 2:
+                cells.append("".join(f"{value:.4f}" for value in values))
+                continue
+            mean, sd = values.mean(), values.std(ddof=1)
+            half = scipy.stats.t.ppf(0.975, len(values) - 1) * sd / math.sqrt(len(values))
+            cells.append(f"{mean:.4f} ± {sd:.4f} [{mean - half:.4f}, {mean + half:.4f}]")
+        lines.append(f"{pair[0]:>6g} {pair[1]:>6g} {len(own):>5}   {cells[0]:<32} {cells[1]}")
+    return "\n".join(lines)
+
+
+def stored(out: Path) -> tuple[dict, list[dict] | None]:
+    """What resume.pt holds, and the results if the command that wrote it is finished.
+
+    Raises FileNotFoundError when there is no such file, ValueError when it is damaged.
+    """
+    if not (out / "resume.pt").is_file():
+        raise FileNotFoundError(f"--resume {out}: there is no resume.pt, so no run to go on with")
+    try:
+        state = torch.load(out / "resume.pt", weights_only=True)
+        state["args"]["out"] = str(out)  # the folder may have been moved
+    except Exception as error:
+        raise ValueError(f"--resume {out}: resume.pt is damaged ({type(error).__name__})") from None
+    results = []
+    for run in plan_runs(state["args"]):
+        result = run["folder"] / "result.json"
+        if not result.is_file():
+            return state, None
+        results.append(json.loads(result.read_text()))
+    return state, results
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command line; the exit code."""
+    training = results = state = None
+    try:
+        args = resolve(sys.argv[1:] if argv is None else argv, __doc__)
+        if "resume" in args:
+            state, results = stored(Path(args["resume"]))
+            args = state["args"]
+        elif holds_run(Path(args["out"])) and not args["overwrite"]:
+            raise ValueError(
+                f"{args['out']} already holds a run: --overwrite replaces it, "
+                "--resume goes on with it, --out names another folder"
+            )
+        if results is None:
+            training = Training(args, state)
+    except (ValueError, OSError) as error:
+        return fail(error)
+    if training is not None:
+        try:
+            results = training.train()
+        except (OSError, FloatingPointError) as error:
+            return fail(
+                f"{error}; train.py --resume {args['out']} goes on from the last checkpoint"
+            )
+    say(closing_table(results))
+    for result in results:
+        if "error" in result:
+            fail(result["error"])
+    print(json.dumps(results if len(results) > 1 else results[0], allow_nan=False))
+    return 2 if any("error" in result for result in results) else 0
+
+
+def fail(message: object) -> int:
+    """One line on stderr; the exit code of every error that isn't a bug."""
+    print(f"train.py: error: {' '.join(str(message).split())}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
