@@ -1,0 +1,300 @@
+"""What do sharing and task weights do? The whole study as one resumable command.
+
+    python -m experiments.study             # everything, two worker processes
+    python -m experiments.study --dry-run   # the stacks and their runs, listed
+    python -m experiments.study --quick     # four settings, 3 seeds, 40 epochs
+
+An arm is a setting of train.py; the arms that differ in seed and task weights alone train as one
+stack. The stack is the unit of the study: its membership is fixed, it trains in a worker process
+of one thread, and its runs' lines reach results/study.jsonl in one write. Stopped at any moment,
+even by kill -9, the command started again goes on from the stack's last checkpoint and ends with
+the same lines. `python plot.py --study results/study.jsonl` draws the figures and tables.
+
+Two protocols:
+  report    95/5 random split, trained on the 95, the metrics of the last epoch.
+  selected  of the 95, 5 are a validation part; the metrics of the epoch with the highest
+            log(MRR) − log(MSE) there. The test part is the report's.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import train
+from arguments import number, seed_list
+from data import Split, load, random_split, temporal_split
+from evaluation import FullRanking, mean_squared_error, ranking_metrics, reciprocal_ranks_by_user
+from run_folder import load_run, write_whole
+
+BOTH = ((0.99, 0.01), (0.5, 0.5))  # the report's task weights λ_F, λ_R
+RATIOS = [99 ** (k / 4) for k in range(-4, 5)]  # λ_F : λ_R from 1:99 to 99:1, log-spaced
+DIAL = (
+    [(0.0, 1.0)] + [(round(x / (1 + x), 6), round(1 / (1 + x), 6)) for x in RATIOS] + [(1.0, 0.0)]
+)
+SHARED, SEPARATE = "--shared", "--separate"
+SELECTED = ["--validation", "0.05", "--select", "--eval-every", "2"]
+PER_USER = ("report", "selected")  # experiments whose lines hold every user's reciprocal rank
+CURVES = ("factorization_loss", "regression_loss", "joint_loss", "mrr", "mse", "val_mrr", "val_mse")
+CURVES += ("users_cosine", "users_norm_ratio", "items_cosine", "items_norm_ratio")
+
+
+def plan(seeds: list[int], epochs: int) -> list[dict]:
+    """Every stack of the study: its name, experiment, protocol, runs and train.py arguments."""
+    stacks = []
+
+    def add(experiment, protocol, structure, weights, *more):
+        name = "_".join([experiment, *(part.strip("-") for part in structure)])
+        name += f"_{weights[0][0]:g}" if len(weights) < len(BOTH) or weights is not BOTH else ""
+        lambda_f, lambda_r = ([f"{pair[k]:g}" for pair in weights] for k in (0, 1))
+        arguments = [*structure, "--lambda-f", *lambda_f, "--lambda-r", *lambda_r, *more]
+        arguments += ["--seeds", ",".join(map(str, seeds)), "--epochs", str(epochs)]
+        if protocol == "selected":
+            arguments += SELECTED
+        runs = len(weights) * len(seeds)
+        stacks.append(dict(stack=name, experiment=experiment, protocol=protocol, runs=runs))
+        stacks[-1]["arguments"] = arguments
+
+    for sharing in (SHARED, SEPARATE):
+        add("report", "report", [sharing], BOTH, "--log-gradients")
+    for sharing in (SHARED, SEPARATE):
+        add("selected", "selected", [sharing], BOTH)
+    for sharing in (SHARED, SEPARATE):
+        add("temporal", "selected", [sharing], BOTH, "--split", "temporal")
+    for sharing in (SHARED, SEPARATE):
+        add("sgd", "report", [sharing], BOTH, "--optimizer", "sgd", "--lr", SGD_LR)
+    for dims in (8, 16, 24):
+        add("sharing", "selected", ["--shared-dims", str(dims)], BOTH)
+    add("capacity", "selected", [SEPARATE, "--embedding-dim", "16"], BOTH)
+    others = [pair for pair in DIAL if pair not in BOTH]
+    for structure in ([SHARED], [SEPARATE], ["--shared-dims", "16"]):
+        for k in range(0, len(others), 3):
+            add("weights", "selected", structure, tuple(others[k : k + 3]))
+    return stacks
+
+
+SGD_LR = "1.0"
+
+
+# ---- one stack, in a worker process --------------------------------------------------------
+
+
+def die_with_parent() -> None:
+    """End this process when the other end of its standard input is gone, however it went."""
+
+    def wait():
+        sys.stdin.buffer.read()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def work(stack: dict, folder: Path) -> int:
+    """Train a stack, or go on with it, in a folder; its lines go to lines.jsonl there."""
+    die_with_parent()
+    started = (folder / "resume.pt").exists()
+    arguments = (
+        ["--resume", str(folder)] if started else [*stack["arguments"], "--out", str(folder)]
+    )
+    if not started and (folder / "config.json").exists():
+        arguments.append("--overwrite")
+    with contextlib.redirect_stdout(sys.stderr):
+        code = train.main(arguments)
+    if code == 0:
+        _, results = train.stored(folder)
+        lines = [line_of(stack, result) for result in results]
+        text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+        write_whole(folder / "lines.jsonl", lambda file: file.write(text.encode()))
+    return code
+
+
+def line_of(stack: dict, result: dict) -> dict:
+    """What results/study.jsonl keeps of a run."""
+    run = load_run(result["folder"])
+    config = {name: value for name, value in run.config.items() if name not in ("name", "resume")}
+    line = {
+        "experiment": stack["experiment"],
+        "stack": stack["stack"],
+        "protocol": stack["protocol"],
+    }
+    line |= config | {name: value for name, value in result.items() if name != "folder"}
+    measured = [row for row in run.history if row["mrr"] is not None]
+    line |= {"last_mrr": measured[-1]["mrr"], "last_mse": measured[-1]["mse"]}
+    if "val_mrr" in measured[0]:  # each task at the epoch that is best for it alone
+        line["own_mrr"] = max(measured, key=lambda row: row["val_mrr"])["mrr"]
+        line["own_mse"] = min(measured, key=lambda row: row["val_mse"])["mse"]
+    if stack["experiment"] in PER_USER:
+        line["reciprocal_ranks"] = users_reciprocal_ranks(run)
+    if config["split"] == "temporal":
+        line |= cold_counts(run.data, run.split)
+    line["curves"] = {
+        name: [None if row[name] is None else float(f"{row[name]:.4g}") for row in run.history]
+        for name in CURVES
+        if name in run.history[0]
+    }
+    return line
+
+
+def users_reciprocal_ranks(run) -> list[float | None]:
+    """For each user the mean reciprocal rank of its test items, None without any."""
+    data, split = run.data, run.split
+    seen = np.concatenate([split.train, split.validation])
+    pairs = [
+        ids[rows][None] for rows in (split.test, seen) for ids in (data.user_ids, data.item_ids)
+    ]
+    with torch.no_grad():
+        ranks = FullRanking(data.n_items, *pairs).ranks(
+            lambda ids: run.model.interaction_scores(ids)[None]
+        )
+    users, values = reciprocal_ranks_by_user(ranks[0], data.user_ids[split.test])
+    known = dict(zip(users.tolist(), values.tolist(), strict=True))
+    return [None if u not in known else float(f"{known[u]:.5g}") for u in range(data.n_users)]
+
+
+def cold_counts(data, split: Split) -> dict:
+    """How much of the test part is of users or items that training never saw."""
+    counts = {"test_rows": len(split.test)}
+    for side, ids in (("user", data.user_ids), ("item", data.item_ids)):
+        test = ids[split.test]
+        cold = ~np.isin(test, ids[split.train])
+        counts |= {
+            f"cold_{side}s": len(np.unique(test[cold])),
+            f"cold_{side}_rows": int(cold.sum()),
+        }
+    return counts
+
+
+# ---- baselines -----------------------------------------------------------------------------
+
+
+def baseline_lines(seeds: list[int]) -> list[dict]:
+    """Popularity, global mean and regularised biases on every split of the study."""
+    from experiments.baselines import METHODS, Train
+
+    data, lines = load("ml-100k"), []
+    splits = [("random", seed, random_split(data, seed)) for seed in seeds]
+    splits.append(("temporal", 0, temporal_split(data)))
+    for kind, seed, split in splits:
+        test = [ids[split.test] for ids in (data.user_ids, data.item_ids, data.ratings)]
+        known = [ids[split.train] for ids in (data.user_ids, data.item_ids, data.ratings)]
+        for name in ("popularity", "global mean", "biases"):
+            method = METHODS[name.replace(" ", "-")]
+            fitted = method.fit(Train(*known, data.n_users, data.n_items), seed, **method.settings)
+            line = dict(
+                experiment="baselines", stack="baselines", method=name, split=kind, seed=seed
+            )
+            if fitted.scores:
+                pairs = [ids[None] for ids in (*test[:2], *known[:2])]
+                ranks = FullRanking(data.n_items, *pairs).ranks(
+                    lambda ids, f=fitted: torch.tensor(f.scores(ids.numpy()))[None]
+                )
+                line |= ranking_metrics(ranks[0], test[0])
+            if fitted.ratings:
+                line["mse"] = mean_squared_error(fitted.ratings(*test[:2]), test[2])
+            lines.append(line)
+    return lines
+
+
+# ---- the whole study -----------------------------------------------------------------------
+
+
+class Results:
+    """The results file: whole stacks only, each appended in one write."""
+
+    def __init__(self, path: Path, expected: dict[str, int]):
+        self.path, self.lock = path, threading.Lock()
+        text = path.read_text() if path.exists() else ""
+        lines = []
+        for line in text.splitlines(keepends=True):
+            with contextlib.suppress(ValueError):
+                lines.append(
+                    (json.loads(line)["stack"], line if line.endswith("\n") else line + "\n")
+                )
+        counts = {stack: sum(s == stack for s, _ in lines) for stack in {s for s, _ in lines}}
+        self.done = {s for s, n in counts.items() if n == expected.get(s, n)}
+        whole = "".join(line for stack, line in lines if stack in self.done)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if whole != text:  # a torn write: the stack it belongs to is done again
+            write_whole(path, lambda file: file.write(whole.encode()))
+
+    def append(self, text: str) -> None:
+        with self.lock, self.path.open("ab", buffering=0) as file:
+            file.write(text.encode())
+            os.fsync(file.fileno())
+
+
+def run_stack(stack: dict, runs: Path, results: Results) -> bool:
+    folder = runs / stack["stack"]
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "experiments.study", "--work", json.dumps(stack), str(folder)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with (folder / "log.txt").open("ab") as log:
+        worker = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            env=environment,
+            cwd=Path(__file__).parents[1],
+        )
+        code = worker.wait()
+    if code == 0:
+        results.append((folder / "lines.jsonl").read_text())
+    what = f"{stack['runs']} runs" if code == 0 else f"FAILED ({code}), see {folder / 'log.txt'}"
+    print(f"{stack['stack']}: {what}", file=sys.stderr, flush=True)
+    return code == 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.study",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("results/study.jsonl"), help="file of the lines")
+    add("--runs", type=Path, help="folder of the run folders (runs/ and the name of --out)")
+    add("--seeds", type=seed_list, help="seeds (0-9; quick: 0-2)")
+    add("--epochs", type=number(int, 1), help="epochs of each run (200; quick: 40)")
+    add("--only", nargs="+", metavar="EXPERIMENT", help="these experiments alone")
+    add("--quick", action="store_true", help="the four settings, 3 seeds, 40 epochs")
+    add("--workers", type=number(int, 1), default=2, help="worker processes, a thread each (2)")
+    add("--dry-run", action="store_true", help="list the stacks and stop")
+    add("--work", nargs=2, metavar=("STACK", "FOLDER"), help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.work:
+        return work(json.loads(args.work[0]), Path(args.work[1]))
+    seeds = args.seeds or list(range(3 if args.quick else 10))
+    stacks = plan(seeds, args.epochs or (40 if args.quick else 200))
+    chosen = args.only or (["report"] if args.quick else None)
+    known = dict.fromkeys([*(stack["experiment"] for stack in stacks), "baselines"])
+    for name in chosen or ():
+        if name not in known:
+            parser.error(f"--only {name}: the experiments are {', '.join(known)}")
+    stacks = [stack for stack in stacks if chosen is None or stack["experiment"] in chosen]
+    if args.dry_run:
+        for stack in stacks:
+            print(f"{stack['stack']:32} {stack['runs']:4}  {' '.join(stack['arguments'])}")
+        print(f"{len(stacks)} stacks, {sum(stack['runs'] for stack in stacks)} runs")
+        return 0
+    results = Results(args.out, {stack["stack"]: stack["runs"] for stack in stacks})
+    runs = args.runs or Path("runs") / args.out.stem
+    if (chosen is None or "baselines" in chosen) and "baselines" not in results.done:
+        lines = baseline_lines(seeds)
+        results.append("".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
+    left = [stack for stack in stacks if stack["stack"] not in results.done]
+    with ThreadPoolExecutor(args.workers) as pool:
+        fine = list(pool.map(lambda stack: run_stack(stack, runs.resolve(), results), left))
+    return 0 if all(fine) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
