@@ -216,14 +216,17 @@ class Stack:
 
     def _gradients(self, users: Tensor, items: Tensor, negatives: Tensor | None, ratings: Tensor):
         """Fill the gradients of a batch; L_F and L_R, (R,) each."""
-        weights = self.lambda_f, self.lambda_r
         self.parameters.grad.zero_()
         if negatives is not None:
             batch = users, items, negatives, ratings
+            weights = self.lambda_f, self.lambda_r
             return self.pairwise_step(self.net, self.loss, *batch, *weights)
-        losses = self.losses(users, items, negatives, ratings)
-        joint = sum(weight.dot(loss) for weight, loss in zip(weights, losses, strict=True))
-        joint.backward()
+        return self._autograd_gradients(users, items, negatives, ratings)
+
+    def _autograd_gradients(self, *batch: Tensor | None):
+        losses = self.losses(*batch)
+        weights = self.lambda_f, self.lambda_r
+        sum(weight.dot(loss) for weight, loss in zip(weights, losses, strict=True)).backward()
         return [loss.detach() for loss in losses]
 
     def _step(self, *batch: Tensor | None):

@@ -1,0 +1,108 @@
+"""What went wrong in the report: its code's faults, switched on one at a time.
+
+    python -m experiments.faults            # five variants, 3 seeds, 200 epochs each
+
+None of this is in the main path: a stack whose losses carry the fault trains as any other, and
+is evaluated as any other. A line a run goes to results/study.jsonl, where `plot.py --study` sets
+the curves beside the published levels. Variants that stand there already are left alone.
+
+  batch product   the score (Q[items] @ U[users].T).sum(1) multiplies an item with the sum of
+                  every user in the batch, not with its own user
+  dropped biases  the two bias terms stand on a line of their own, and their value is dropped
+  broadcast MSE   (B,) against (B, 1) broadcasts to (B, B): each prediction is compared with
+                  every rating of the batch, and the best answer is the global mean
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import train
+from arguments import number, seed_list
+from data import load, random_split
+from experiments.study import Results
+from models import MultiTaskNet
+from multitask import Stack, sigmoid_loss
+
+FAULTS = ("batch product", "dropped biases", "broadcast MSE")
+VARIANTS = {"none": (), **{fault: (fault,) for fault in FAULTS}, "all three": FAULTS}
+
+
+class FaultyStack(Stack):
+    """A stack with the report's loss and some of its faults."""
+
+    faults: tuple[str, ...] = ()
+
+    def losses(self, users, items, negatives, ratings) -> tuple[Tensor, Tensor]:
+        net = self.net
+        u, q = net.rows(net.users, users), net.rows(net.items, items)
+        other = net.rows(net.items, negatives)
+        by = u.sum(1, keepdim=True).expand_as(u) if "batch product" in self.faults else u
+        scores = [net.interaction(by, rows) for rows in (q, other)]
+        if "dropped biases" not in self.faults:
+            biases = [net.rows(net.item_bias, ids).squeeze(-1) for ids in (items, negatives)]
+            scores = [score + bias for score, bias in zip(scores, biases, strict=True)]
+        error = net.rating(users, items, u, q) - ratings
+        if "broadcast MSE" in self.faults:
+            predicted = error + ratings
+            error = (predicted[:, :, None] - ratings[:, None, :]).flatten(1)
+        return sigmoid_loss(*scores), error.square().mean(1)
+
+    def _gradients(self, *batch):
+        self.parameters.grad.zero_()
+        return self._autograd_gradients(*batch)
+
+
+def run_variant(name: str, seeds: list[int], epochs: int) -> list[dict]:
+    """The report's recipe, shared at 0.99/0.01, with the variant's faults: a line a seed."""
+    data = load("ml-100k")
+    splits = [random_split(data, seed) for seed in seeds]
+    weights = [0.99] * len(seeds), [0.01] * len(seeds)
+    net = MultiTaskNet(data.n_users, data.n_items, seeds=seeds)
+    rows = np.stack([split.train for split in splits])
+    stack = FaultyStack(net, data.user_ids, data.item_ids, data.ratings, rows, seeds, *weights)
+    stack.faults = VARIANTS[name]
+    args = dict(ensemble=1, eval_chunk=1024, device="cpu", clip_ratings=False)
+    evaluate = train.Evaluator(args, data, splits, "test", "train")
+    curves: list[dict] = [{} for _ in seeds]
+    for epoch in tqdm(range(epochs), desc=name, file=sys.stderr):
+        losses = stack.run_epoch(epoch)
+        for run, metrics in enumerate(evaluate(net)):
+            row = {key: value[run].item() for key, value in losses.items()}
+            row |= {key: metrics[key] for key in ("mrr", "mse")}
+            for key, value in row.items():
+                curves[run].setdefault(key, []).append(float(f"{value:.4g}"))
+    fixed = dict(experiment="faults", stack=f"faults {name}", fault=name, epochs=epochs)
+    return [
+        {**fixed, "seed": seed, "mrr": curve["mrr"][-1], "mse": curve["mse"][-1], "curves": curve}
+        for seed, curve in zip(seeds, curves, strict=True)
+    ]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.faults",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--out", type=Path, default=Path("results/study.jsonl"))
+    parser.add_argument("--seeds", type=seed_list, default=[0, 1, 2], help="seeds (0-2)")
+    parser.add_argument("--epochs", type=number(int, 1), default=200, help="epochs (200)")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    results = Results(args.out, {f"faults {name}": len(args.seeds) for name in VARIANTS})
+    for name in VARIANTS:
+        if f"faults {name}" not in results.done:
+            lines = run_variant(name, args.seeds, args.epochs)
+            results.append("".join(json.dumps(line) + "\n" for line in lines))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
