@@ -1,0 +1,480 @@
+"""How good are the specialists? One-task recommenders on the splits the joint model is tested on.
+
+    python -m experiments.baselines                                # every method, splits 0 to 4
+    python -m experiments.baselines --methods ease als --splits 0  # some methods, one split
+    python -m experiments.baselines --split temporal               # train on the past
+    python -m experiments.baselines --tune ease als                # choose settings, by validation
+
+The simple methods are written out here. The strong ones are the real libraries
+(requirements-peers.txt), each behind a few lines, on one thread, skipped where not installed.
+
+Settings are chosen on the validation part inside split 0's training part, never on a test part, and
+the search is recorded in results/baselines_tuning.jsonl; METHODS below holds what it chose. A
+method is then fitted on the whole training part of each split and tested once, one line in
+results/baselines.jsonl for each (method, settings, split, seed); lines already there stand.
+"""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when the libraries load: fits are timed on
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # one thread
+
+import argparse
+import contextlib
+import functools
+import importlib
+import importlib.metadata
+import io
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+
+import evaluation
+from arguments import seed_list
+from data import load, random_split, temporal_split
+
+
+class Train(NamedTuple):
+    """What a method may see: the training rows, and how many users and items there are."""
+
+    user_ids: np.ndarray  # (S,) int64
+    item_ids: np.ndarray  # (S,) int64
+    ratings: np.ndarray  # (S,) float32
+    n_users: int
+    n_items: int
+
+    def matrix(self, values=None):
+        """The training rows as a sparse (n_users, n_items) matrix; ones without ``values``."""
+        values = np.ones(len(self.user_ids), dtype=np.float32) if values is None else values
+        shape = (self.n_users, self.n_items)
+        return sp.csr_matrix((values, (self.user_ids, self.item_ids)), shape=shape)
+
+
+class Fitted(NamedTuple):
+    """What every ``fit(train, seed, **settings)`` returns; None where a task isn't the method's."""
+
+    scores: Callable | None = None  # user_ids (U,) -> (U, n_items), higher is more likely
+    ratings: Callable | None = None  # user_ids (n,), item_ids (n,) -> (n,) rating units
+
+
+# ---- written out here ----
+
+
+def fit_popularity(train, seed):
+    counts = np.bincount(train.item_ids, minlength=train.n_items).astype(np.float64)
+    return Fitted(scores=lambda users: np.tile(counts, (len(users), 1)))
+
+
+def fit_global_mean(train, seed):
+    mean = train.ratings.mean(dtype=np.float64)
+    return Fitted(ratings=lambda users, items: np.full(len(users), mean))
+
+
+def fit_biases(train, seed, user_ridge, item_ridge, rounds=30):
+    """r = mean + a_user + b_item, least squares with a ridge on a and on b, one after the other."""
+    users, items, mean = train.user_ids, train.item_ids, train.ratings.mean(dtype=np.float64)
+    user_bias, item_bias = np.zeros(train.n_users), np.zeros(train.n_items)
+
+    def ridge_mean(ids, residuals, size, ridge):
+        sums, counts = np.bincount(ids, residuals, size), np.bincount(ids, minlength=size)
+        return sums / np.maximum(counts + ridge, 1e-12)  # no ridge, no ratings: zero
+
+    for _ in range(rounds):
+        residuals = train.ratings - mean - user_bias[users]
+        item_bias = ridge_mean(items, residuals, train.n_items, item_ridge)
+        residuals = train.ratings - mean - item_bias[items]
+        user_bias = ridge_mean(users, residuals, train.n_users, user_ridge)
+    return Fitted(ratings=lambda users, items: mean + user_bias[users] + item_bias[items])
+
+
+def ease_weights(interactions, ridge):
+    """EASE (Steck, 2019): the W of zero diagonal with the least ||X - X W||^2 + ridge ||W||^2.
+
+    With P = (X^T X + ridge I)^-1 it is W_ij = -P_ij / P_jj off the diagonal; X is binary.
+    """
+    gram = (interactions.T @ interactions).toarray().astype(np.float64)
+    gram[np.diag_indices_from(gram)] += ridge
+    inverse = np.linalg.inv(gram)
+    weights = -inverse / np.diag(inverse)
+    np.fill_diagonal(weights, 0.0)
+    return weights
+
+
+def fit_ease(train, seed, ridge):
+    interactions = train.matrix()
+    weights = ease_weights(interactions, ridge)
+    return Fitted(scores=lambda users: interactions[users] @ weights)
+
+
+def item_similarities(interactions, shrinkage):
+    """Shrunk cosines n_ij / (sqrt(n_i n_j) + shrinkage), zero on the diagonal."""
+    overlap = (interactions.T @ interactions).toarray().astype(np.float64)
+    norms = np.sqrt(np.diag(overlap))
+    similarities = overlap / np.maximum(np.outer(norms, norms) + shrinkage, 1e-12)
+    np.fill_diagonal(similarities, 0.0)
+    return similarities
+
+
+def fit_item_knn(train, seed, neighbours, shrinkage):
+    """Score = sum of an item's similarities to the user's items, over its nearest neighbours."""
+    interactions = train.matrix()
+    similarities = item_similarities(interactions, shrinkage)
+    if neighbours < train.n_items:
+        kept = np.partition(similarities, -neighbours, axis=0)[-neighbours]  # by column: the target
+        similarities[similarities < kept] = 0.0
+    return Fitted(scores=lambda users: interactions[users] @ similarities)
+
+
+# ---- other people's libraries, one thread each ----
+
+
+def fit_als(train, seed, **settings):
+    """Implicit-feedback matrix factorization (Hu, Koren, Volinsky, 2008), by implicit."""
+    from implicit.als import AlternatingLeastSquares
+
+    model = AlternatingLeastSquares(num_threads=1, random_state=seed, **settings)
+    model.fit(train.matrix(), show_progress=False)
+    return Fitted(scores=lambda users: model.user_factors[users] @ model.item_factors.T)
+
+
+def fit_implicit_bpr(train, seed, **settings):
+    """Bayesian personalised ranking (Rendle et al., 2009), by implicit."""
+    from implicit.bpr import BayesianPersonalizedRanking
+
+    model = BayesianPersonalizedRanking(num_threads=1, random_state=seed, **settings)
+    model.fit(train.matrix(), show_progress=False)  # the factors hold the item bias as well
+    return Fitted(scores=lambda users: model.user_factors[users] @ model.item_factors.T)
+
+
+def fit_warp(train, seed, epochs, **settings):
+    """Weighted approximate-rank pairwise loss (Weston et al., 2011), by LightFM."""
+    from lightfm import LightFM
+
+    model = LightFM(loss="warp", random_state=seed, **settings)
+    model.fit(train.matrix().tocoo(), epochs=epochs, num_threads=1)
+    _, user_vectors = model.get_user_representations()
+    item_biases, item_vectors = model.get_item_representations()
+    return Fitted(scores=lambda users: user_vectors[users] @ item_vectors.T + item_biases)
+
+
+def _cornac_dataset(train):
+    from cornac.data import Dataset
+
+    rows = (train.user_ids, train.item_ids, train.ratings.astype(np.float64))
+    ids = {label: label for label in range(max(train.n_users, train.n_items))}
+    return Dataset(train.n_users, train.n_items, ids, ids, rows)
+
+
+def fit_cornac_bpr(train, seed, **settings):
+    from cornac.models import BPR
+
+    model = BPR(seed=seed, **settings).fit(_cornac_dataset(train))  # a seed means one thread
+    return Fitted(scores=lambda users: model.u_factors[users] @ model.i_factors.T + model.i_biases)
+
+
+def fit_cornac_mf(train, seed, **settings):
+    """Matrix factorization with biases, by gradient descent (Koren et al., 2009), by cornac."""
+    from cornac.models import MF
+
+    model = MF(seed=seed, **settings).fit(_cornac_dataset(train))
+
+    def ratings(users, items):
+        products = (model.u_factors[users] * model.i_factors[items]).sum(1)
+        return model.global_mean + model.u_biases[users] + model.i_biases[items] + products
+
+    return Fitted(ratings=ratings)
+
+
+def fit_fm(train, seed, rank, iterations, implicit_features):
+    """Bayesian factorization machine by Gibbs sampling (Rendle, 2012), by myfm.
+
+    Features are the user and the item, one-hot; with ``implicit_features`` also the user's training
+    items and the item's training users, each 1 / sqrt(their number), as in SVD++ (Koren, 2008).
+    """
+    from myfm import MyFMRegressor, RelationBlock
+
+    user_side, item_side = [sp.eye(train.n_users)], [sp.eye(train.n_items)]
+    if implicit_features:
+        for side, matrix in ((user_side, train.matrix()), (item_side, train.matrix().T.tocsr())):
+            side.append(sp.diags(1 / np.sqrt(np.maximum(np.diff(matrix.indptr), 1))) @ matrix)
+    groups = [part.shape[1] for part in user_side + item_side]
+    user_side, item_side = sp.hstack(user_side).tocsr(), sp.hstack(item_side).tocsr()
+
+    def blocks(users, items):
+        return [RelationBlock(users, user_side), RelationBlock(items, item_side)]
+
+    model = MyFMRegressor(rank=rank, random_seed=seed)
+    rows = blocks(train.user_ids, train.item_ids)
+    with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that can't be turned off
+        model.fit(None, train.ratings, X_rel=rows, n_iter=iterations, group_shapes=groups)
+    return Fitted(ratings=lambda users, items: model.predict(None, X_rel=blocks(users, items)))
+
+
+class Method(NamedTuple):
+    """A method, the settings the search chose, and the search: its space and its budget."""
+
+    fit: Callable
+    settings: dict = {}
+    space: dict = {}  # name -> list of choices, or (low, high) to draw from log-uniformly
+    trials: int = 0  # fits the search may make
+    package: str | None = None  # on PyPI; None for what is written out here
+    module: str | None = None
+
+
+# fmt: off
+METHODS = {
+    # ranking
+    "popularity": Method(fit_popularity),
+    "item-knn": Method(
+        fit_item_knn, {"neighbours": 319, "shrinkage": 3.81},
+        {"neighbours": (10, 1000), "shrinkage": (0.1, 1000.0)}, 40),
+    "ease": Method(fit_ease, {"ridge": 554.0}, {"ridge": (10.0, 5000.0)}, 20),
+    "als": Method(
+        fit_als, {"factors": 16, "regularization": 13.2, "alpha": 2.49, "iterations": 10},
+        {"factors": [16, 32, 64, 128], "regularization": (0.1, 100.0), "alpha": (0.5, 20.0),
+         "iterations": [10, 20, 30]}, 40, "implicit", "implicit"),
+    "implicit-bpr": Method(
+        fit_implicit_bpr,
+        {"factors": 128, "learning_rate": 0.00133, "regularization": 0.00132, "iterations": 324},
+        {"factors": [32, 64, 128], "learning_rate": (0.001, 0.1), "regularization": (0.001, 0.1),
+         "iterations": (30, 400)}, 30, "implicit", "implicit"),
+    "cornac-bpr": Method(
+        fit_cornac_bpr, {"k": 32, "max_iter": 226, "learning_rate": 0.00761, "lambda_reg": 0.00555},
+        {"k": [32, 64, 128], "max_iter": (50, 400), "learning_rate": (0.005, 0.2),
+         "lambda_reg": (0.001, 0.1)}, 30, "cornac", "cornac"),
+    "warp": Method(
+        fit_warp,
+        {"no_components": 64, "learning_rate": 0.02, "item_alpha": 0.000188, "user_alpha": 0.000791,
+         "epochs": 86},
+        {"no_components": [32, 64, 128], "learning_rate": (0.01, 0.1), "item_alpha": (1e-6, 1e-3),
+         "user_alpha": (1e-7, 1e-3), "epochs": (10, 100)}, 30, "lightfm-next", "lightfm"),
+    # rating
+    "global-mean": Method(fit_global_mean),
+    "biases": Method(
+        fit_biases, {"user_ridge": 2.02, "item_ridge": 1.8},
+        {"user_ridge": (0.1, 50.0), "item_ridge": (0.1, 50.0)}, 40),
+    "cornac-mf": Method(
+        fit_cornac_mf, {"k": 64, "max_iter": 98, "learning_rate": 0.00382, "lambda_reg": 0.0595},
+        {"k": [16, 32, 64, 128], "max_iter": (20, 300), "learning_rate": (0.002, 0.05),
+         "lambda_reg": (0.02, 0.3)}, 60, "cornac", "cornac"),
+    "fm": Method(
+        functools.partial(fit_fm, implicit_features=False), {"rank": 10, "iterations": 300},
+        {"rank": [5, 10, 20, 40], "iterations": [300]}, 4, "myfm", "myfm"),
+    "fm-implicit": Method(
+        functools.partial(fit_fm, implicit_features=True), {"rank": 8, "iterations": 300},
+        {"rank": [4, 8, 16, 32], "iterations": [300]}, 4, "myfm", "myfm"),
+}
+# fmt: on
+
+
+# ---- fit, test, record ----
+
+
+def missing(name):
+    """Why a method can't run here, or None. Loads its library, so that no fit's time does."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            importlib.import_module(METHODS[name].module or "numpy")
+    except ImportError as error:
+        return f"{METHODS[name].package} isn't installed ({error}), see requirements-peers.txt"
+    return None
+
+
+def fit_and_test(name, data, seed, train_rows, test_rows, settings):
+    """Fit on the training rows, test on the others: a dict of metrics and ``fit_seconds``.
+
+    Ranks are over the whole catalogue with the user's training items last; predicted ratings are
+    clipped to the range of the training ratings. A metric of a task not the method's is None.
+    """
+    train = Train(
+        *(column[train_rows] for column in (data.user_ids, data.item_ids, data.ratings)),
+        data.n_users,
+        data.n_items,
+    )
+    test_users, test_items = data.user_ids[test_rows], data.item_ids[test_rows]
+    start = time.perf_counter()
+    fitted = METHODS[name].fit(train, seed, **settings)
+    metrics = dict.fromkeys(["mrr", "mse", "mrr_first", "ndcg_at_10", "recall_at_10"])
+    metrics["fit_seconds"] = time.perf_counter() - start
+    if fitted.scores:
+        pairs = (test_users, test_items, train.user_ids, train.item_ids)
+        ranking = evaluation.FullRanking(data.n_items, *(ids[None] for ids in pairs))
+        ranks = ranking.ranks(lambda ids: torch.as_tensor(fitted.scores(ids.numpy()))[None])
+        metrics |= evaluation.ranking_metrics(ranks[0], test_users)
+    if fitted.ratings:
+        predicted, truth = fitted.ratings(test_users, test_items), data.ratings[test_rows]
+        clip = (train.ratings.min(), train.ratings.max())
+        metrics["mse"] = evaluation.mean_squared_error(predicted, truth, clip=clip)
+    return metrics
+
+
+def tune(name, data):
+    """Choose a method's settings by split 0's validation part: the record of the search."""
+    import optuna
+
+    method, split = METHODS[name], random_split(data, 0, 0.05, validation_fraction=0.05)
+    if all(isinstance(choices, list) for choices in method.space.values()):
+        sampler = optuna.samplers.GridSampler(method.space)
+    else:
+        sampler = optuna.samplers.TPESampler(seed=0)
+
+    def draw(trial, key, choices):
+        if isinstance(choices, list):
+            return trial.suggest_categorical(key, choices)
+        if isinstance(choices[0], int):
+            return trial.suggest_int(key, *choices, log=True)
+        return float(f"{trial.suggest_float(key, *choices, log=True):.3g}")
+
+    def objective(trial):
+        settings = {key: draw(trial, key, choices) for key, choices in method.space.items()}
+        trial.set_user_attr("settings", settings)
+        metrics = fit_and_test(name, data, 0, split.train, split.validation, settings)
+        return metrics["mse"] if metrics["mrr"] is None else -metrics["mrr"]
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study, start = optuna.create_study(sampler=sampler), time.perf_counter()
+    study.optimize(objective, method.trials)
+    trials = [[trial.user_attrs["settings"], abs(trial.value)] for trial in study.trials]
+    chosen, value = trials[study.best_trial.number]
+    record = {"experiment": "baselines_tuning", "method": name, "settings": chosen}
+    record |= {"validation_mrr_or_mse": value, "sampler": type(sampler).__name__}
+    record |= {"space": method.space, "trials": trials}
+    return record | {"seconds": time.perf_counter() - start, **provenance(name)}
+
+
+def provenance(name):
+    packages = ["numpy", "scipy", "torch", *filter(None, [METHODS[name].package])]
+    versions = {package: importlib.metadata.version(package) for package in packages}
+    git = ["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"]
+    done = subprocess.run(git, capture_output=True, text=True)
+    commit = done.stdout.strip() if done.returncode == 0 else None
+    return {"versions": {"python": platform.python_version(), **versions}, "commit": commit}
+
+
+def identity(record):
+    """What makes one result line the same as another: a line with it isn't computed again."""
+    key = {name: record[name] for name in ("method", "settings", "split", "seed")}
+    return json.dumps(key, sort_keys=True)
+
+
+def read_lines(path):
+    """The records of a results file; a last line cut short by a kill is cut off the file."""
+    text = path.read_text() if path.exists() else ""
+    if text and not text.endswith("\n"):
+        text = text[: text.rfind("\n") + 1]
+        path.write_text(text)
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def append_line(path, record):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+COLUMNS = {"mrr": 4, "mse": 4, "ndcg_at_10": 4, "recall_at_10": 4, "fit_seconds": 2}  # digits
+
+
+def summarise(records):
+    """Mean and standard deviation over the splits, one dict a method."""
+    summaries = []
+    for name in dict.fromkeys(record["method"] for record in records):
+        lines = [record for record in records if record["method"] == name]
+        summary = {"method": name, "seeds": [line["seed"] for line in lines]}
+        for metric in COLUMNS:
+            values = [line[metric] for line in lines if line[metric] is not None]
+            summary[metric] = statistics.fmean(values) if values else None
+            summary[metric + "_sd"] = statistics.stdev(values) if len(values) > 1 else None
+        summaries.append(summary)
+    return summaries
+
+
+def table(summaries):
+    lines = [f"{'method':12}" + "".join(f"{metric:>18}" for metric in COLUMNS)]
+    for summary in summaries:
+        line = f"{summary['method']:12}"
+        for metric, digits in COLUMNS.items():
+            mean, sd = summary[metric], summary[metric + "_sd"]
+            cell = "-" if mean is None else f"{mean:.{digits}f}"
+            line += f"{cell if sd is None else f'{cell} ± {sd:.{digits}f}':>18}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise ValueError(message)
+
+
+def main(arguments=None):
+    names, tunable = list(METHODS), [name for name in METHODS if METHODS[name].space]
+    program, description = "python -m experiments.baselines", __doc__.split("\n")[0]
+    parser = Parser(prog=program, description=description, allow_abbrev=False)
+    add = parser.add_argument
+    text = "which to fit and test: %(choices)s (default: all)"
+    add("--methods", nargs="+", choices=names, default=names, metavar="METHOD", help=text)
+    text = "choose settings by validation and test nothing: %(choices)s"
+    add("--tune", nargs="+", choices=tunable, metavar="METHOD", help=text)
+    text = "what the test part is (default: %(default)s)"
+    add("--split", choices=["random", "temporal"], default="random", help=text)
+    text = "of the random splits and the methods (default: 0-4; 0 for the one temporal split)"
+    add("--splits", type=seed_list, metavar="SEEDS", help=text)
+    text = "folder of the result lines (default: %(default)s)"
+    add("--results", type=Path, default=Path("results"), help=text)
+    options = parser.parse_args(arguments)
+    seeds = options.splits or ([0] if options.split == "temporal" else [0, 1, 2, 3, 4])
+
+    torch.set_num_threads(1)
+    data = load("ml-100k")
+    chosen, result = [], []
+    for name in options.tune or options.methods:
+        if reason := missing(name):
+            print(f"{name} skipped: {reason}", file=sys.stderr)
+        else:
+            chosen.append(name)
+
+    if options.tune:
+        for name in chosen:
+            record = tune(name, data)
+            append_line(options.results / "baselines_tuning.jsonl", record)
+            result.append({key: record[key] for key in ("method", "settings")})
+        print(json.dumps(result))
+        return
+
+    path = options.results / "baselines.jsonl"
+    done = {identity(record): record for record in read_lines(path)}
+    for name in chosen:
+        for seed in seeds:
+            record = {"experiment": "baselines", "method": name}
+            record |= {"settings": METHODS[name].settings, "split": options.split, "seed": seed}
+            if identity(record) not in done:
+                temporal = options.split == "temporal"
+                split = temporal_split(data, 0.05) if temporal else random_split(data, seed, 0.05)
+                rows = (split.train, split.test)
+                record |= fit_and_test(name, data, seed, *rows, record["settings"])
+                record |= provenance(name)
+                append_line(path, record)
+                done[identity(record)] = record
+            result.append(done[identity(record)])
+    print(table(summarise(result)), file=sys.stderr)
+    print(json.dumps(summarise(result)))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
