@@ -59,7 +59,9 @@ def pairwise_step(
 
     # Rating: X = [u, q, u∘q], h = relu(X W₁ + c₁), r̂ = h W₂ + c₂.
     u_r, q_r = u[..., -d_r:], positive[..., -d_r:]
-    features = torch.cat([u_r, q_r, u_r * q_r], -1)
+    features = u.new_empty(runs, batch, 3 * d_r)
+    features[..., :d_r], features[..., d_r : 2 * d_r] = u_r, q_r
+    torch.mul(u_r, q_r, out=features[..., 2 * d_r :])
     hidden = torch.baddbmm(net.hidden_bias, features, net.hidden_weight).relu_()
     predicted = torch.baddbmm(net.output_bias, hidden, net.output_weight).squeeze(-1)
     if net.rating_biases:
@@ -69,23 +71,28 @@ def pairwise_step(
     error = error * (2 / batch * lambda_r)[:, None]  # ∂L/∂r̂, (R, B)
 
     to_hidden = error[..., None] * net.output_weight.transpose(1, 2)
-    to_hidden *= hidden > 0
-    net.output_weight.grad.baddbmm_(hidden.transpose(1, 2), error[..., None])
+    to_hidden = torch.ops.aten.threshold_backward(to_hidden, hidden, 0)
+    net.output_weight.grad.view(runs, 1, -1).baddbmm_(error[:, None], hidden)
     net.output_bias.grad.view(-1).add_(error.sum(1))
     net.hidden_weight.grad.baddbmm_(features.transpose(1, 2), to_hidden)
     net.hidden_bias.grad.add_(to_hidden.sum(1, keepdim=True))
     to_features = torch.bmm(to_hidden, net.hidden_weight.transpose(1, 2))
-    to_product = to_features[..., 2 * d_r :]
+    to_u, to_q, to_product = to_features.split(d_r, -1)
 
-    # Rows: each window's gradient at its place, then added to the rows of the tables.
+    # Rows: the rating window first, then the ranking window, added to it in the common columns.
+    own = net.width - d_r  # ranking's own columns come first
     slopes = slope[..., None]
-    to_users, to_items = torch.zeros_like(u), torch.zeros_like(q)
-    torch.mul(slopes, difference, out=to_users[..., :d_f])
-    to_users[..., -d_r:].add_(to_features[..., :d_r]).addcmul_(to_product, q_r)
-    torch.mul(slopes, u_f, out=to_items[:, :batch, :d_f])
-    torch.neg(to_items[:, :batch, :d_f], out=to_items[:, batch:, :d_f])
-    to_rated = to_items[:, :batch, -d_r:]
-    to_rated.add_(to_features[..., d_r : 2 * d_r]).addcmul_(to_product, u_r)
+    to_users, to_items = torch.empty_like(u), torch.empty_like(q)
+    to_positive, to_negative = to_items[:, :batch], to_items[:, batch:]
+    for to_rows, to_window, other, ranked in (
+        (to_users, to_u, q_r, difference),
+        (to_positive, to_q, u_r, u_f),
+    ):
+        torch.addcmul(to_window, to_product, other, out=to_rows[..., own:])
+        torch.mul(slopes, ranked[..., :own], out=to_rows[..., :own])
+        to_rows[..., own:d_f].addcmul_(slopes, ranked[..., own:])
+    torch.mul(-slopes, u_f, out=to_negative[..., :d_f])
+    to_negative[..., d_f:] = 0
     net.users.grad.flatten(0, 1).index_add_(0, user_ids, to_users.flatten(0, 1))
     net.items.grad.flatten(0, 1).index_add_(0, item_ids, to_items.flatten(0, 1))
     net.item_bias.grad.flatten().index_add_(0, item_ids, torch.cat([slope, -slope], 1).flatten())
