@@ -224,7 +224,11 @@ def build_parser(description: str = "") -> argparse.ArgumentParser:
         metavar="N",
         help="CPU threads (1: a busy second core costs little then)",
     )
-    add("--compile", action="store_true", help="compile the step (needs a C++ compiler, or CUDA)")
+    add(
+        "--compile",
+        action="store_true",
+        help="compile the losses: faster for large batches (needs a C++ compiler, or CUDA)",
+    )
     add(
         "--deterministic",
         action="store_true",

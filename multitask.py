@@ -217,8 +217,9 @@ class Stack:
             self.samplers = [sampler(pair) for pair in pairs]
         self.make_optimizer = lambda flat: OPTIMIZERS[optimizer](flat, lr, weight_decay)
         self._flatten([parameter.data for parameter in net.parameters()])
-        compiled = torch.compile(dynamic=False) if compile else lambda function: function
-        self.losses, self.pairwise_step = compiled(self.losses), compiled(pairwise_step)
+        self.compiled = compile
+        if compile:  # autograd's step fuses better than the one written out, and wins when large
+            self.losses = torch.compile(self.losses, dynamic=False)
         self.graph = None
 
     def _flatten(self, values: list[Tensor]) -> None:
@@ -261,11 +262,10 @@ class Stack:
     def _gradients(self, users: Tensor, items: Tensor, negatives: Tensor | None, ratings: Tensor):
         """Fill the gradients of a batch; L_F and L_R, (R,) each."""
         self.parameters.grad.zero_()
-        if negatives is not None:
-            batch = users, items, negatives, ratings
-            weights = self.lambda_f, self.lambda_r
-            return self.pairwise_step(self.net, self.loss, *batch, *weights)
-        return self._autograd_gradients(users, items, negatives, ratings)
+        batch = users, items, negatives, ratings
+        if self.compiled or negatives is None:
+            return self._autograd_gradients(*batch)
+        return pairwise_step(self.net, self.loss, *batch, self.lambda_f, self.lambda_r)
 
     def _autograd_gradients(self, *batch: Tensor | None):
         losses = self.losses(*batch)

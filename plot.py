@@ -1,11 +1,14 @@
-"""Draw the report's figure from run folders: the five curves of a run, or of several overlaid.
+"""Draw the report's figure from run folders, or every figure and table of the study.
 
     python plot.py runs/shared                     one run: curves.png and curves.svg beside it
     python plot.py runs/shared runs/separate       two runs, with a legend of what differs
     python plot.py runs/ten-seeds --out figures    every run of a stack, drawn elsewhere
+    python plot.py --study results/study.jsonl     results/figures/, results/tables.md, and the
+                                                   generated blocks of STUDY.md and README.md
 
-Only the run folders are read (config.json, history.csv, result.json), nothing is trained or
-recomputed. matplotlib is imported late, so that a wrong path is told at once and in one line.
+Of runs, the five curves are drawn, overlaid; only their folders are read (config.json,
+history.csv, result.json). Of a study, only its file is read. Nothing is trained or recomputed.
+matplotlib is imported late, so that a wrong path is told at once and in one line.
 """
 
 import argparse
@@ -241,28 +244,69 @@ class Parser(argparse.ArgumentParser):
         sys.exit(2)
 
 
+def read_runs(given: list[Path]) -> list[Run]:
+    """The runs of run folders or stacks, each once."""
+    folders = [folder for one in given for folder in find_runs(one)]
+    return [read_run(folder) for folder in {each.resolve(): each for each in folders}.values()]
+
+
+def draw_study(frame, out: Path) -> list[Path]:
+    """Figures and tables.md into `out`, blocks into the documents beside it; the paths written."""
+    from figures import study_figures
+    from tables import page, study_text, write_blocks
+
+    written, text = [], study_text(frame)
+    for name, figure in study_figures(frame).items():
+        written += save_figure(figure, out / "figures", name)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "tables.md").write_text(page(text), encoding="utf-8")
+    for document in documents_beside(out):
+        write_blocks(document, text)
+    return [*written, out / "tables.md", *documents_beside(out)]
+
+
+def documents_beside(out: Path) -> list[Path]:
+    beside = [out.resolve().parent / name for name in ("STUDY.md", "README.md")]
+    return [document for document in beside if document.is_file()]
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = Parser(prog="plot.py", description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument(
-        "runs", metavar="RUN", nargs="+", type=Path, help="run folder of train.py, or a stack's"
+        "runs", metavar="RUN", nargs="*", type=Path, help="run folder of train.py, or a stack's"
     )
     parser.add_argument(
-        "--out", metavar="FOLDER", type=Path, help="where the figure goes (default: the first RUN)"
+        "--study", metavar="FILE", type=Path, help="lines that experiments/study.py wrote"
+    )
+    parser.add_argument(
+        "--out",
+        metavar="FOLDER",
+        type=Path,
+        help="where figures and tables go (default: the first RUN, or the folder of FILE)",
     )
     options = parser.parse_args(arguments)
-    out = options.out or options.runs[0]
+    if bool(options.runs) == bool(options.study):
+        parser.error("give either RUN, one or more run folders, or --study FILE")
+    out = options.out or (options.study.parent if options.study else options.runs[0])
     try:
         if out.exists() and not out.is_dir():
             raise ValueError(f"--out {out}: is a file, should be a folder")
-        folders = [folder for given in options.runs for folder in find_runs(given)]
-        once = {folder.resolve(): folder for folder in folders}
-        runs = [read_run(folder) for folder in once.values()]
+        if options.study:
+            import tables  # pandas and scipy: late, as matplotlib is
+
+            frame = tables.read_study(options.study)
+            for document in documents_beside(out):
+                tables.stale_blocks(document, {})  # raises for a block without an end
+        else:
+            runs = read_runs(options.runs)
     except (ValueError, OSError) as error:
         parser.error(str(error))
     with report_style():
-        figure = curves_figure(runs)
         try:
-            written = save_figure(figure, out, "curves")
+            if options.study:
+                written = draw_study(frame, out)
+            else:
+                written = save_figure(curves_figure(runs), out, "curves")
         except OSError as error:
             parser.error(str(error))
     print(*written, sep="\n")

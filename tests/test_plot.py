@@ -5,9 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from test_tables import study_lines, write_study
 
 import plot
+from figures import study_figures
+from tables import read_study
 
 TAGS = [
     "training/Factorization Loss",
@@ -228,7 +232,62 @@ def test_bad_arguments_exit_2_with_one_line_and_write_nothing(tmp_path, capsys):
         ([tmp_path / "empty"], "empty: not a run folder"),
         ([run, "--out", tmp_path / "file"], "file: is a file"),
         ([run, "--out", tmp_path / "file" / "below"], "below"),
+        ([run, "--study", tmp_path / "study.jsonl"], "either RUN, one or more run folders, or"),
+        (["--study", tmp_path / "study.jsonl"], "study.jsonl: no such file"),
+        (["--study", tmp_path / "file"], "file: holds no runs"),
         ([tmp_path / "two\nlines"], "two lines"),
     ]:
         assert named in refused(capsys, *arguments)
     assert snapshot(tmp_path) == before
+
+
+# ---- the study -------------------------------------------------------------------------------
+
+
+def test_a_study_draws_what_it_has_writes_its_tables_and_fills_the_documents_beside(tmp_path):
+    only = ["sharing", "selected"]
+    study = write_study(tmp_path / "results/study.jsonl", study_lines([0, 1, 2], only=only))
+    page = tmp_path / "STUDY.md"
+    page.write_text("<!-- table: sharing --><!-- end --> <!-- n: seeds -->?<!-- end -->")
+    plot.main(["--study", str(study)])
+    names = {path.name for path in (tmp_path / "results/figures").iterdir()}
+    assert names == {f"{name}.{kind}" for name in ("sharing", "pareto") for kind in ("png", "svg")}
+    assert "| 16 of 32 shared, 0.5/0.5 | 3 |" in (tmp_path / "results/tables.md").read_text()
+    assert "| 16 of 32 shared, 0.5/0.5 | 3 |" in page.read_text()
+    assert page.read_text().endswith("<!-- n: seeds -->3<!-- end -->")
+    svg = (tmp_path / "results/figures/pareto.svg").read_bytes()
+    before = page.read_text()
+    plot.main(["--study", str(study), "--out", str(tmp_path / "elsewhere/again")])
+    assert (tmp_path / "elsewhere/again/figures/pareto.svg").read_bytes() == svg
+    assert page.read_text() == before
+
+
+def test_a_broken_document_is_told_before_anything_is_written(tmp_path, capsys):
+    study = write_study(tmp_path / "results/study.jsonl", study_lines([0], only=["report"]))
+    (tmp_path / "README.md").write_text("<!-- n: a -->1 <!-- n: b -->2<!-- end -->")
+    before = snapshot(tmp_path)
+    assert "README.md: the block a has no" in refused(capsys, "--study", study)
+    assert snapshot(tmp_path) == before
+
+
+def test_the_studys_figures_show_its_lines(tmp_path):
+    lines = study_lines()
+    faults = dict(experiment="faults", fault="all pairs", seed=0, curves=lines[0]["curves"])
+    frame = read_study(write_study(tmp_path / "study.jsonl", [*lines, faults]))
+    with plot.report_style():
+        drawn = study_figures(frame)
+    assert list(drawn) == ["report", "sharing", "weights", "pareto", "gradients", "faults"]
+    mrr = drawn["report"].axes[3]  # shared, 0.99/0.01
+    curves = [line["curves"]["mrr"] for line in lines[:4]]
+    assert list(mrr.lines[0].get_ydata()) == pytest.approx(np.mean(curves, 0))
+    assert list(mrr.lines[1].get_ydata()) == [0.046, 0.046]
+    at_half = [line for line in lines if line["experiment"] in ("selected", "sharing")]
+    means = [
+        sum(line["mse"] for line in at_half if (line["shared_dims"], line["lambda_f"]) == (K, 0.5))
+        for K in (0, 8, 16, 24, 32)
+    ]
+    mse = [line for line in drawn["sharing"].axes[1].lines if len(line.get_xdata()) == 5]
+    assert any(list(line.get_ydata()) == pytest.approx([m / 4 for m in means]) for line in mse)
+    assert len(drawn["faults"].axes) == 4
+    with plot.report_style():
+        assert list(study_figures(frame[frame.experiment == "baselines"])) == []
