@@ -49,7 +49,7 @@ OURS += ("result.json", "failed.json", "resume.pt", "curves.png", "curves.svg")
 
 def write_whole(path: Path, write: Callable) -> None:
     """Write a file so that it is there whole or not at all: temporary file, flush, rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.part")  # one name: a kill's leftover is overwritten
     try:
         with temporary.open("wb") as file:
             write(file)

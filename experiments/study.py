@@ -42,6 +42,7 @@ DIAL = (
 )
 SHARED, SEPARATE = "--shared", "--separate"
 SELECTED = ["--validation", "0.05", "--select", "--eval-every", "2"]
+SGD_LR = "1"  # the largest of 0.3, 1, 1.7, 3, 30 at which no setting grows unstable in 60 epochs
 PER_USER = ("report", "selected")  # experiments whose lines hold every user's reciprocal rank
 CURVES = ("factorization_loss", "regression_loss", "joint_loss", "mrr", "mse", "val_mrr", "val_mse")
 CURVES += ("users_cosine", "users_norm_ratio", "items_cosine", "items_norm_ratio")
@@ -51,37 +52,36 @@ def plan(seeds: list[int], epochs: int) -> list[dict]:
     """Every stack of the study: its name, experiment, protocol, runs and train.py arguments."""
     stacks = []
 
-    def add(experiment, protocol, structure, weights, *more):
-        name = "_".join([experiment, *(part.strip("-") for part in structure)])
-        name += f"_{weights[0][0]:g}" if len(weights) < len(BOTH) or weights is not BOTH else ""
-        lambda_f, lambda_r = ([f"{pair[k]:g}" for pair in weights] for k in (0, 1))
-        arguments = [*structure, "--lambda-f", *lambda_f, "--lambda-r", *lambda_r, *more]
-        arguments += ["--seeds", ",".join(map(str, seeds)), "--epochs", str(epochs)]
-        if protocol == "selected":
-            arguments += SELECTED
-        runs = len(weights) * len(seeds)
-        stacks.append(dict(stack=name, experiment=experiment, protocol=protocol, runs=runs))
-        stacks[-1]["arguments"] = arguments
+    def add(experiment, protocol, structure, pairs, *more):
+        for lambda_f, lambda_r in pairs:
+            name = f"{experiment} {' '.join(structure)} {lambda_f:g} {lambda_r:g}"
+            arguments = [*structure, "--lambda-f", f"{lambda_f:g}", "--lambda-r", f"{lambda_r:g}"]
+            arguments += ["--seeds", ",".join(map(str, seeds)), "--epochs", str(epochs), *more]
+            stacks.append(
+                {
+                    "stack": name.replace("--", "").replace(" ", "_"),
+                    "experiment": experiment,
+                    "protocol": protocol,
+                    "runs": len(seeds),
+                    "arguments": arguments + (SELECTED if protocol == "selected" else []),
+                }
+            )
 
     for sharing in (SHARED, SEPARATE):
         add("report", "report", [sharing], BOTH, "--log-gradients")
     for sharing in (SHARED, SEPARATE):
         add("selected", "selected", [sharing], BOTH)
-    for sharing in (SHARED, SEPARATE):
-        add("temporal", "selected", [sharing], BOTH, "--split", "temporal")
+    for dims in ("8", "16", "24"):
+        add("sharing", "selected", ["--shared-dims", dims], BOTH)
+    add("capacity", "selected", [SEPARATE, "--embedding-dim", "16"], BOTH)
     for sharing in (SHARED, SEPARATE):
         add("sgd", "report", [sharing], BOTH, "--optimizer", "sgd", "--lr", SGD_LR)
-    for dims in (8, 16, 24):
-        add("sharing", "selected", ["--shared-dims", str(dims)], BOTH)
-    add("capacity", "selected", [SEPARATE, "--embedding-dim", "16"], BOTH)
+    for sharing in (SHARED, SEPARATE):
+        add("temporal", "selected", [sharing], BOTH, "--split", "temporal")
     others = [pair for pair in DIAL if pair not in BOTH]
     for structure in ([SHARED], [SEPARATE], ["--shared-dims", "16"]):
-        for k in range(0, len(others), 3):
-            add("weights", "selected", structure, tuple(others[k : k + 3]))
+        add("weights", "selected", structure, others)
     return stacks
-
-
-SGD_LR = "1.0"
 
 
 # ---- one stack, in a worker process --------------------------------------------------------
