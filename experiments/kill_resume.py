@@ -1,0 +1,153 @@
+"""Does a killed run, resumed, become the run never interrupted? To the last bit, many times.
+
+    python -m experiments.kill_resume --rounds 200
+
+A round draws a small training command (one run or a stack, any sharing, loss and optimizer, with
+and without selection, ensembles), kills it by SIGKILL at a random moment, resumes it, perhaps kills
+that too, and lets the last attempt finish. Then it compares with the same command left alone:
+every parameter bit by bit, the history but for its seconds, the results, and the steps of every
+TensorBoard curve (none missing, none doubled). The last line on stdout counts the rounds and the
+differences; exit code 1 if there is any.
+
+Children are forked from a process that has everything imported, so a kill lands in the work and
+not in the imports.
+"""
+
+import argparse
+import contextlib
+import csv
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tqdm import tqdm
+
+import train
+from arguments import number
+from data import synthetic
+
+
+def write_ratings(path: Path) -> None:
+    data = synthetic(60, 80, 1500, seed=0)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["userId", "movieId", "rating", "timestamp"])
+        columns = data.user_ids, data.item_ids, data.ratings, data.timestamps
+        writer.writerows(zip(*(column.tolist() for column in columns), strict=True))
+
+
+def draw_command(rng: random.Random) -> list[str]:
+    arguments = ["--embedding-dim", "4", "--hidden", "4", "--lr", "0.01", "--batch-size", "64"]
+    arguments += ["--epochs", str(rng.randint(4, 25)), "--checkpoint-every", str(rng.randint(1, 9))]
+    arguments += rng.choice([["--shared"], ["--separate"], ["--shared-dims", "2"]])
+    arguments += ["--loss", rng.choice(["sigmoid", "bpr", "softmax"])]
+    arguments += ["--optimizer", rng.choice(["adam", "sgd"])]
+    arguments += ["--seeds", rng.choice(["0", "3", "0-2"]), "--ensemble", rng.choice("112")]
+    arguments += rng.choice([[], ["--validation", "0.1"], ["--validation", "0.1", "--select"]])
+    arguments += rng.choice([[], ["--eval-every", "3"], ["--log-gradients"]])
+    return arguments
+
+
+def attempt(arguments: list[str], kill_after: float | None) -> int | None:
+    """Run train.py in a child: its exit code, or None if it was killed first."""
+    child = os.fork()
+    if child == 0:
+        quiet = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(quiet, 1)
+        os.dup2(quiet, 2)
+        os._exit(train.main(arguments))
+    if kill_after is not None:
+        time.sleep(kill_after)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    return None if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+
+
+def contents(out: Path) -> dict:
+    """All of a command's folders that must not depend on interruptions."""
+    found = {}
+    for config in sorted(out.rglob("config.json")):
+        folder = config.parent
+        with (folder / "history.csv").open(newline="") as file:
+            rows = [
+                {name: cell for name, cell in row.items() if not name.endswith("seconds")}
+                for row in csv.DictReader(file)
+            ]
+        result = json.loads((folder / "result.json").read_text())
+        result = {k: v for k, v in result.items() if not k.endswith("seconds") and k != "folder"}
+        parameters = torch.load(folder / "checkpoint.pt", weights_only=True)
+        events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+        curves = {
+            tag: [(event.step, event.value) for event in events.Scalars(tag)]
+            for tag in events.Tags()["scalars"]
+        }
+        parameters = {name: value.numpy().tobytes() for name, value in parameters.items()}
+        found[str(folder.relative_to(out))] = rows, result, parameters, curves
+    return found
+
+
+def one_round(rng: random.Random, ratings: Path, folder: Path) -> tuple[int, str | None]:
+    """How many kills landed, and what differs, if anything."""
+    arguments = ["--data", str(ratings), *draw_command(rng)]
+    started = time.perf_counter()
+    if attempt([*arguments, "--out", str(folder / "alone")], None) != 0:
+        return 0, f"failed uninterrupted: {' '.join(arguments)}"
+    duration = time.perf_counter() - started
+    out, kills = folder / "killed", 0
+    command = [*arguments, "--out", str(out)]
+    for _ in range(rng.randint(1, 3)):
+        code = attempt(command, rng.uniform(0, 1.1 * duration))
+        if code not in (None, 0):
+            return kills, f"exit code {code}: {' '.join(command)}"
+        kills += code is None
+        if (out / "resume.pt").exists():
+            command = ["--resume", str(out)]
+        elif code is None:  # killed before its first checkpoint: nothing to go on from
+            command = [*arguments, "--out", str(out), "--overwrite"]
+    if (code := attempt(command, None)) != 0:
+        return kills, f"exit code {code} at the end: {' '.join(command)}"
+    if list(out.rglob(".*")):
+        return kills, f"left behind: {[path.name for path in out.rglob('.*')]}"
+    if contents(out) != contents(folder / "alone"):
+        return kills, f"differs: {' '.join(arguments)}"
+    return kills, None
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.kill_resume",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--rounds", type=number(int, 1), default=200, help="rounds (200)")
+    parser.add_argument("--seed", type=int, default=0, help="of commands and moments (0)")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    rng, kills, differences = random.Random(args.seed), 0, []
+    with tempfile.TemporaryDirectory() as work:
+        ratings = Path(work, "ratings.csv")
+        write_ratings(ratings)
+        for k in tqdm(range(args.rounds), file=sys.stderr, unit="round"):
+            folder = Path(work, f"round{k}")
+            folder.mkdir()
+            landed, difference = one_round(rng, ratings, folder)
+            kills += landed
+            if difference:
+                differences.append(difference)
+                tqdm.write(f"round {k}: {difference}", file=sys.stderr)
+            shutil.rmtree(folder)
+    print(json.dumps({"rounds": args.rounds, "kills": kills, "differences": len(differences)}))
+    return 1 if differences else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
