@@ -1,0 +1,339 @@
+"""How fast is it? The training step and the evaluation against a plain loop and the floor.
+
+    python -m experiments.bench               # ratios to the plain loop, one thread, minutes
+    python -m experiments.bench --scaling     # cost against runs, batch size and interactions
+    python -m experiments.bench --device cuda # 40 runs x 200 epochs on a GPU
+
+Everything compared is measured in turn in one process, and ratios are medians of paired epochs:
+absolute times drift from minute to minute. A table goes to stderr, one JSON line to stdout and to
+results/bench.jsonl, with hardware, versions and commit.
+
+The plain loop is what one would write first: one model, torch.nn modules, Adam(foreach=True), a
+permutation and negatives drawn each epoch, the rating head on the positives alone. The floor is
+the time that the step's matrix products and the optimizer's memory traffic would take at the
+rates measured just before.
+"""
+
+import argparse
+import datetime
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import train
+from arguments import number
+from data import Split, load, random_split, synthetic
+from models import MultiTaskNet
+from multitask import Stack
+
+DIM, HIDDEN = 32, 64
+
+
+def record(kind: str, device: str, values: dict) -> dict:
+    """Where and when, before what was measured."""
+    processor = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        names = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x]
+        processor = names[0].partition(": ")[2] if names else processor
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
+        commit = head.stdout.strip() or None
+    except OSError:
+        commit = None
+    return {
+        "experiment": kind,
+        "date": datetime.date.today().isoformat(),
+        "hardware": torch.cuda.get_device_name() if device.startswith("cuda") else processor,
+        "threads": torch.get_num_threads(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "commit": commit,
+        **values,
+    }
+
+
+# ---- what is compared ----------------------------------------------------------------------
+
+
+class PlainLoop:
+    """One run, written with torch's own modules; a call trains an epoch and returns seconds."""
+
+    def __init__(self, data, rows: np.ndarray, batch_size: int):
+        columns = (data.user_ids, data.item_ids, data.ratings)
+        self.users, self.items, self.ratings = (torch.tensor(c[rows]) for c in columns)
+        self.n_items, self.batch_size = data.n_items, batch_size
+        embedding = torch.nn.Embedding
+        self.tables = torch.nn.ModuleList(
+            [embedding(n, d) for n in (data.n_users, data.n_items) for d in (DIM, 1)]
+        )
+        for table, deviation in zip(self.tables, (1 / DIM, 0, 1 / DIM, 0), strict=True):
+            torch.nn.init.normal_(table.weight, 0, deviation)
+        layers = torch.nn.Linear(3 * DIM, HIDDEN), torch.nn.ReLU(), torch.nn.Linear(HIDDEN, 1)
+        self.head = torch.nn.Sequential(*layers)
+        parameters = [*self.tables.parameters(), *self.head.parameters()]
+        self.optimizer = torch.optim.Adam(parameters, lr=1e-3, foreach=True)
+
+    def score(self, u, users, q, items):
+        _, user_bias, _, item_bias = self.tables
+        return (u * q).sum(1) + user_bias(users).squeeze(1) + item_bias(items).squeeze(1)
+
+    def __call__(self) -> float:
+        start = time.perf_counter()
+        order = torch.randperm(len(self.users))
+        negatives = torch.randint(self.n_items, order.shape)
+        for first in range(0, len(order), self.batch_size):
+            rows = order[first : first + self.batch_size]
+            users, items = self.users[rows], self.items[rows]
+            others = negatives[first : first + self.batch_size]
+            u, q, n = self.tables[0](users), self.tables[2](items), self.tables[2](others)
+            margin = self.score(u, users, q, items) - self.score(u, users, n, others)
+            predicted = self.head(torch.cat([u, q, u * q], 1)).squeeze(1)
+            regression = F.mse_loss(predicted, self.ratings[rows])
+            loss = 0.99 * (1 - torch.sigmoid(margin)).mean() + 0.01 * regression
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+        return time.perf_counter() - start
+
+
+class StackLoop:
+    """R runs of ours; a call trains an epoch and returns seconds per run-epoch."""
+
+    def __init__(
+        self, data, rows, runs=1, batch_size=256, shared_dims=DIM, device="cpu", **options
+    ):
+        net = MultiTaskNet(data.n_users, data.n_items, DIM, shared_dims, seeds=range(runs))
+        weights = [0.99] * runs, [0.01] * runs
+        columns = data.user_ids, data.item_ids, data.ratings
+        self.stack = Stack(
+            net.to(device),
+            *columns,
+            np.tile(rows, (runs, 1)),
+            range(runs),
+            *weights,
+            batch_size=batch_size,
+            **options,
+        )
+        self.runs, self.epoch = runs, 0
+        if options.get("compile"):
+            self.stack.warm_up()
+
+    def __call__(self) -> float:
+        start = time.perf_counter()
+        self.stack.run_epoch(self.epoch)
+        self.epoch += 1
+        return (time.perf_counter() - start) / self.runs
+
+
+def in_turn(loops: dict, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each loop in each of the rounds, after a round that isn't counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in loops}
+    for counted in range(-1, rounds):
+        for name, loop in loops.items():
+            taken = loop()
+            if counted >= 0:
+                seconds[name].append(taken)
+    return seconds
+
+
+def median_ratio(ours: list[float], theirs: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+
+
+def best_of(repeats: int, function) -> float:
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def floor_seconds(data, n_rows: int, batch_size: int = 256) -> dict:
+    """The least that a run-epoch can take: its matrix products and the optimizer's traffic."""
+    a, b = torch.randn(512, 512), torch.randn(512, 512)
+    flops_per_second = 2 * 512**3 / best_of(50, lambda: a @ b)
+    n_parameters = (data.n_users + data.n_items) * (DIM + 1) + (3 * DIM + 2) * HIDDEN + 1
+    x = torch.randn(n_parameters)
+    y = torch.empty_like(x)
+    bytes_per_second = 8 * n_parameters / best_of(200, lambda: torch.mul(x, 2, out=y))
+    steps = -(-n_rows // batch_size)
+    flops = 3 * 2 * n_rows * (3 * DIM + 1) * HIDDEN  # forward, and both gradients of each product
+    # Adam reads parameter, gradient and two averages and writes three of them.
+    traffic = steps * 7 * 4 * n_parameters
+    seconds = flops / flops_per_second + traffic / bytes_per_second
+    return {"gflops": flops_per_second / 1e9, "gbytes": bytes_per_second / 1e9, "seconds": seconds}
+
+
+# ---- the three records ---------------------------------------------------------------------
+
+
+def ratios(rounds: int) -> dict:
+    """The step and the evaluation against the plain loop, on ml-100k."""
+    data = load("ml-100k")
+    split = random_split(data, 0)
+    floor = floor_seconds(data, len(split.train))
+    small = {
+        "plain": PlainLoop(data, split.train, 256),
+        "R=1": StackLoop(data, split.train),
+        "R=1 separate": StackLoop(data, split.train, shared_dims=0),
+        "R=16": StackLoop(data, split.train, 16),
+        "R=16 separate": StackLoop(data, split.train, 16, shared_dims=0),
+    }
+    args = dict(ensemble=1, eval_chunk=1024, device="cpu", clip_ratings=False)
+    for runs in (1, 16):
+        evaluate = train.Evaluator(args, data, [split] * runs, "test", "train")
+        net = small[f"R={runs}"].stack.net
+        small[f"evaluation, R={runs}"] = lambda e=evaluate, n=net, r=runs: timed(lambda: e(n)) / r
+    seconds = in_turn(small, rounds)
+    large = {
+        "plain": PlainLoop(data, split.train, 4096),
+        "eager": StackLoop(data, split.train, batch_size=4096),
+        "compiled": StackLoop(data, split.train, batch_size=4096, compile=True),
+    }
+    at_4096 = in_turn(large, 2 * rounds)
+    return {
+        "rounds": rounds,
+        "plain_seconds": statistics.median(seconds["plain"]),
+        "ratio_to_plain": {
+            name: median_ratio(seconds[name], seconds["plain"]) for name in small if name != "plain"
+        },
+        "floor": floor,
+        "ratio_to_floor": {
+            name: statistics.median(seconds[name]) / floor["seconds"] for name in ("R=1", "R=16")
+        },
+        "samples_per_second_at_4096": {
+            name: len(split.train) / statistics.median(taken) for name, taken in at_4096.items()
+        },
+    }
+
+
+def timed(function) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def scaling(rounds: int) -> dict:
+    """Seconds per run-epoch against R and batch size; seconds and memory against interactions."""
+    data = load("ml-100k")
+    rows = random_split(data, 0).train
+    by_runs = {}
+    for runs in (1, 2, 4, 8, 16, 32, 64):
+        taken = in_turn({"stack": StackLoop(data, rows, runs)}, max(1, rounds // 2))["stack"]
+        by_runs[runs] = statistics.median(taken)
+    by_batch = {}
+    for batch_size in (256, 1024, 4096, 16384):
+        taken = in_turn({"stack": StackLoop(data, rows, batch_size=batch_size)}, rounds)["stack"]
+        by_batch[batch_size] = statistics.median(taken)
+    by_interactions = {}
+    with tempfile.TemporaryDirectory() as folder:
+        big = synthetic(138_493, 26_744, 20_000_000, seed=0)
+        np.savez(Path(folder, "big.npz"), u=big.user_ids, i=big.item_ids, r=big.ratings)
+        del big
+        for n in (100_000, 1_000_000, 5_000_000, 20_000_000, "20_000_000, evaluated"):
+            size, evaluated = (n, "") if isinstance(n, int) else (20_000_000, "yes")
+            command = [sys.executable, "-m", "experiments.bench", "--point", folder]
+            command += [str(size), evaluated]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            by_interactions[n] = json.loads(done.stdout.splitlines()[-1])
+    return {
+        "seconds_by_runs": by_runs,
+        "seconds_by_batch_size": by_batch,
+        "by_interactions": by_interactions,
+    }
+
+
+class Columns:
+    """The first n rows of the large synthetic data, tables at full size."""
+
+    n_users, n_items = 138_493, 26_744
+
+    def __init__(self, folder: str, n: int):
+        with np.load(Path(folder, "big.npz")) as arrays:
+            self.user_ids, self.item_ids, self.ratings = (arrays[k][:n].copy() for k in "uir")
+
+
+def point(folder: str, n: int, evaluate: bool) -> dict:
+    """Seconds of an epoch of n interactions at batch 16,384, and the process's peak memory.
+
+    With ``evaluate``, also the seconds of ranking the catalogue for all users, 5% held out.
+    """
+    data, rows = Columns(folder, n), np.random.default_rng(0).permutation(n)
+    test, rows = (rows[: n // 20], rows[n // 20 :]) if evaluate else (None, rows)
+    loop = StackLoop(data, rows, batch_size=16_384)
+    loop.stack._step(*next(loop.stack.batches(0)))
+    epochs = max(1, min(5, 2_000_000 // n))
+    seconds = statistics.median(loop() for _ in range(epochs))
+    values = {"seconds": seconds, "seconds_per_million": seconds / len(rows) * 1e6}
+    values["training_peak_mib"] = peak_mib()
+    if evaluate:
+        split = Split(rows, rows[:0], test)
+        args = dict(ensemble=1, eval_chunk=1024, device="cpu", clip_ratings=False)
+        evaluator = train.Evaluator(args, data, [split], "test", "train")
+        values["evaluation_seconds"] = timed(lambda: evaluator(loop.stack.net))
+        values["peak_mib"] = peak_mib()
+    return values
+
+
+def peak_mib() -> float:
+    """This process's peak memory. (getrusage's would start at its parent's.)"""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def on_gpu(device: str) -> dict:
+    """40 runs of 200 epochs on a GPU: seconds of training, the capture of its graph included."""
+    data = load("ml-100k")
+    loop = StackLoop(data, random_split(data, 0).train, 40, device=device)
+    torch.cuda.synchronize()
+    seconds = timed(lambda: [loop() for _ in range(200)])
+    return {"runs": 40, "epochs": 200, "seconds": seconds}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--scaling", action="store_true", help="cost against work")
+    parser.add_argument("--rounds", type=number(int, 1), default=7, help="paired epochs (7)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
+    parser.add_argument("--out", type=Path, default=Path("results/bench.jsonl"), help="records")
+    parser.add_argument("--point", nargs=3, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    if args.point:
+        print(json.dumps(point(args.point[0], int(args.point[1]), bool(args.point[2]))))
+        return 0
+    if args.device != "cpu":
+        line = record("gpu", args.device, on_gpu(args.device))
+    elif args.scaling:
+        line = record("scaling", "cpu", scaling(args.rounds))
+    else:
+        line = record("ratios", "cpu", ratios(args.rounds))
+    for name, value in line.items():
+        print(f"{name:28} {value}", file=sys.stderr)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with args.out.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    print(json.dumps(line))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
