@@ -4,9 +4,8 @@ Nothing here samples candidates: a test item competes with every item of the cat
 metrics order models differently (Krichene and Rendle, "On Sampled Metrics for Item
 Recommendation", KDD 2020).
 
-    ranking = FullRanking(n_items, test_users, test_items, seen_users, seen_items)   # once
-    ranks = ranking.ranks(catalogue_scores)                                # each epoch: (R, T)
-    ranking_metrics(ranks[0], test_users[0])["mrr"]                                # run 0
+    evaluate = Evaluator(users, items, ratings, held_out, seen)    # once
+    evaluate(net)[0]["mrr"]                                        # each epoch; run 0
 """
 
 import numpy as np
@@ -141,6 +140,67 @@ class FullRanking:
         result = torch.empty(self.shape[0] * self.shape[1], dtype=torch.float64)
         result[self._order] = torch.cat(ranks).cpu().double()
         return result.add_(1).div_(2).view(self.shape)
+
+
+class Evaluator:
+    """All metrics of every run of a stack on its held-out interactions.
+
+    Args:
+        users, items, ratings: (N,) all interactions; items are numbered up to the largest id.
+        held_out: (R, T) the rows of these to test each run on.
+        seen: (R, S) the rows whose items rank last.
+        members: M networks of the stack in a row make a run, which predicts their mean.
+        clip: for each run (low, high), the range its predicted ratings are cut to, or None.
+        chunk, device: as for FullRanking.
+    """
+
+    def __init__(
+        self,
+        users,
+        items,
+        ratings,
+        held_out,
+        seen,
+        members=1,
+        clip=None,
+        chunk=1024,
+        device="cpu",
+    ):
+        self.users, self.items, self.ratings = users[held_out], items[held_out], ratings[held_out]
+        self.members, self.chunk, self.device = members, chunk, device
+        self.clip = clip or [None] * len(held_out)
+        pairs = self.users, self.items, users[seen], items[seen]
+        self.ranking = FullRanking(int(items.max()) + 1, *pairs, chunk=chunk, device=device)
+
+    @torch.no_grad()
+    def __call__(self, net):
+        """A dictionary for each run: ranking_metrics' four and "mse", in squared rating units.
+
+        Args:
+            net: with `catalogue_scores((U,) user ids) -> (R·M, U, n_items)` and
+                `ratings((R·M, T) user ids, (R·M, T) item ids) -> (R·M, T)`.
+        """
+        ranks = self.ranking.ranks(lambda ids: self._mean(net.catalogue_scores(ids)))
+        runs, n_pairs = self.users.shape
+        size = max(1, 64 * self.chunk // (runs * self.members))  # pairs whose features fit
+        predicted = []
+        for start in range(0, n_pairs, size):
+            ids = [
+                torch.as_tensor(part[:, start : start + size], device=self.device)
+                for part in (self.users, self.items)
+            ]
+            ids = [part.repeat_interleave(self.members, 0) for part in ids]
+            predicted.append(self._mean(net.ratings(*ids)).cpu())
+        predicted = torch.cat(predicted, 1)
+        return [
+            ranking_metrics(ranks[r], self.users[r])
+            | {"mse": mean_squared_error(predicted[r], self.ratings[r], self.clip[r])}
+            for r in range(runs)
+        ]
+
+    def _mean(self, values):
+        """(R·M, ...) -> (R, ...), over the members."""
+        return values if self.members == 1 else values.unflatten(0, (-1, self.members)).mean(1)
 
 
 def ranking_metrics(ranks, users):

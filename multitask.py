@@ -212,9 +212,10 @@ class Stack:
         self.lambda_r = torch.as_tensor(lambda_r, dtype=torch.float32, device=self.device)
         self.samplers = []
         if loss in PAIRWISE:
-            pairs = [(self.users[rows], self.items[rows]) for rows in self.train]
-            sampler = lambda pair: NegativeSampler(*pair, net.n_items, exclude_positives)  # noqa: E731
-            self.samplers = [sampler(pair) for pair in pairs]
+            self.samplers = [
+                NegativeSampler(self.users[rows], self.items[rows], net.n_items, exclude_positives)
+                for rows in self.train
+            ]
         self.make_optimizer = lambda flat: OPTIMIZERS[optimizer](flat, lr, weight_decay)
         self._flatten([parameter.data for parameter in net.parameters()])
         self.compiled = compile

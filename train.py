@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from arguments import resolve
 from data import Interactions, Split, load, random_split, temporal_split
-from evaluation import FullRanking, mean_squared_error, ranking_metrics
+from evaluation import Evaluator
 from models import MultiTaskNet
 from multitask import Stack
 from run_folder import STRUCTURE, RunFolder, clear, holds_run, load_run, write_whole
@@ -106,47 +106,21 @@ def make_stack(args: dict, data: Interactions, runs: list[dict], splits: list[Sp
     )
 
 
-class Evaluator:
-    """Metrics of every run on its test or its validation part: a list of dictionaries.
-
-    Args:
-        held_out: "test" or "validation".
-        seen: the parts whose items rank last.
-    """
-
-    def __init__(self, args, data: Interactions, splits: list[Split], held_out: str, *seen: str):
-        self.members, self.chunk = args["ensemble"], args["eval_chunk"]
-        rows = np.stack([getattr(split, held_out) for split in splits])
-        known = np.stack([np.concatenate([getattr(split, s) for s in seen]) for split in splits])
-        self.users, self.items = data.user_ids[rows], data.item_ids[rows]
-        self.ratings = data.ratings[rows]
-        pairs = self.users, self.items, data.user_ids[known], data.item_ids[known]
-        self.ranking = FullRanking(data.n_items, *pairs, chunk=self.chunk, device=args["device"])
-        trained = [data.ratings[split.train] for split in splits]
-        self.clip = [(r.min(), r.max()) if args["clip_ratings"] else None for r in trained]
-
-    def mean_over_members(self, values: torch.Tensor) -> torch.Tensor:
-        """(R·M, ...) -> (R, ...)."""
-        return values if self.members == 1 else values.unflatten(0, (-1, self.members)).mean(1)
-
-    @torch.no_grad()
-    def __call__(self, net: MultiTaskNet) -> list[dict]:
-        ranks = self.ranking.ranks(lambda ids: self.mean_over_members(net.catalogue_scores(ids)))
-        size = max(1, 64 * self.chunk // len(net.users))  # pairs at a time, in bounded memory
-        predicted = []
-        for start in range(0, self.users.shape[1], size):
-            ids = [
-                torch.as_tensor(part[:, start : start + size], device=net.users.device)
-                for part in (self.users, self.items)
-            ]
-            ids = [part.repeat_interleave(self.members, 0) for part in ids]
-            predicted.append(self.mean_over_members(net.ratings(*ids)).cpu())
-        predicted = torch.cat(predicted, 1)
-        return [
-            ranking_metrics(ranks[r], self.users[r])
-            | {"mse": mean_squared_error(predicted[r], self.ratings[r], self.clip[r])}
-            for r in range(len(ranks))
-        ]
+def make_evaluator(args, data: Interactions, splits: list[Split], held_out: str, *seen: str):
+    """Evaluator of the runs on their "test" or "validation" part; the parts seen rank last."""
+    known = [np.concatenate([getattr(split, part) for part in seen]) for split in splits]
+    trained = [data.ratings[split.train] for split in splits]
+    return Evaluator(
+        data.user_ids,
+        data.item_ids,
+        data.ratings,
+        np.stack([getattr(split, held_out) for split in splits]),
+        np.stack(known),
+        members=args["ensemble"],
+        clip=[(r.min(), r.max()) for r in trained] if args["clip_ratings"] else None,
+        chunk=args["eval_chunk"],
+        device=args["device"],
+    )
 
 
 def describe(args: dict, data: Interactions, run: dict, n_runs: int) -> dict:
@@ -240,10 +214,10 @@ class Training:
 
     def make_evaluators(self) -> None:
         splits = [self.splits[r] for r in self.active]
-        self.test = Evaluator(self.args, self.data, splits, "test", "train", "validation")
+        self.test = make_evaluator(self.args, self.data, splits, "test", "train", "validation")
         self.validate = None
         if self.args["validation"]:
-            self.validate = Evaluator(self.args, self.data, splits, "validation", "train")
+            self.validate = make_evaluator(self.args, self.data, splits, "validation", "train")
 
     def members(self, r: int) -> list[int]:
         """Where run r's members stand in the stack."""

@@ -30,9 +30,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-import train
 from arguments import number
-from data import Split, load, random_split, synthetic
+from data import load, random_split, synthetic
+from evaluation import Evaluator
 from models import MultiTaskNet
 from multitask import Stack
 
@@ -189,9 +189,10 @@ def ratios(rounds: int) -> dict:
         "R=16": StackLoop(data, split.train, 16),
         "R=16 separate": StackLoop(data, split.train, 16, shared_dims=0),
     }
-    args = dict(ensemble=1, eval_chunk=1024, device="cpu", clip_ratings=False)
+    columns = data.user_ids, data.item_ids, data.ratings
     for runs in (1, 16):
-        evaluate = train.Evaluator(args, data, [split] * runs, "test", "train")
+        parts = [np.tile(part, (runs, 1)) for part in (split.test, split.train)]
+        evaluate = Evaluator(*columns, *parts)
         net = small[f"R={runs}"].stack.net
         small[f"evaluation, R={runs}"] = lambda e=evaluate, n=net, r=runs: timed(lambda: e(n)) / r
     seconds = in_turn(small, rounds)
@@ -277,10 +278,9 @@ def point(folder: str, n: int, evaluate: bool) -> dict:
     values = {"seconds": seconds, "seconds_per_million": seconds / len(rows) * 1e6}
     values["training_peak_mib"] = peak_mib()
     if evaluate:
-        split = Split(rows, rows[:0], test)
-        args = dict(ensemble=1, eval_chunk=1024, device="cpu", clip_ratings=False)
-        evaluator = train.Evaluator(args, data, [split], "test", "train")
-        values["evaluation_seconds"] = timed(lambda: evaluator(loop.stack.net))
+        columns = data.user_ids, data.item_ids, data.ratings
+        evaluate_all = Evaluator(*columns, test[None], rows[None])
+        values["evaluation_seconds"] = timed(lambda: evaluate_all(loop.stack.net))
         values["peak_mib"] = peak_mib()
     return values
 

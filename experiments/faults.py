@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-import train
 from arguments import number, seed_list
 from data import load, random_split
+from evaluation import Evaluator
 from experiments.study import Results
 from models import MultiTaskNet
 from multitask import Stack, sigmoid_loss
@@ -68,8 +68,8 @@ def run_variant(name: str, seeds: list[int], epochs: int) -> list[dict]:
     rows = np.stack([split.train for split in splits])
     stack = FaultyStack(net, data.user_ids, data.item_ids, data.ratings, rows, seeds, *weights)
     stack.faults = VARIANTS[name]
-    args = dict(ensemble=1, eval_chunk=1024, device="cpu", clip_ratings=False)
-    evaluate = train.Evaluator(args, data, splits, "test", "train")
+    tests = np.stack([split.test for split in splits])
+    evaluate = Evaluator(data.user_ids, data.item_ids, data.ratings, tests, rows)
     curves: list[dict] = [{} for _ in seeds]
     for epoch in tqdm(range(epochs), desc=name, file=sys.stderr):
         losses = stack.run_epoch(epoch)

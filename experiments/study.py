@@ -91,7 +91,7 @@ def die_with_parent() -> None:
     """End this process when the other end of its standard input is gone, however it went."""
 
     def wait():
-        sys.stdin.buffer.read()
+        os.read(0, 1)  # not sys.stdin: its lock, held here, would abort an ordinary exit
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()

@@ -160,7 +160,9 @@ def test_scores_may_be_a_transposed_view():
 
 
 def test_scores_that_differ_by_the_least_float_are_no_tie():
-    scores = torch.tensor([[[1e-45, 0.0, 1.0, torch.tensor(1.0).nextafter(torch.tensor(2.0))]]])
+    least = torch.finfo(torch.float32).tiny  # the least that flushing denormals leaves alone
+    above = torch.tensor(1.0).nextafter(torch.tensor(2.0))
+    scores = torch.tensor([[[least, 0.0, 1.0, above]]])
     split = [[0, 0, 0, 0]], [[0, 1, 2, 3]], [[]], [[]]
     assert FullRanking(4, *split).ranks(fixed(scores)).tolist() == [[3, 4, 2, 1]]
     scores = 1 + torch.tensor([[[1, 0, 3, 2]]]).double() * 2**-52
