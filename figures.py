@@ -7,7 +7,7 @@ Bands are mean ± sd over seeds, bars are bootstrap 95% intervals of the mean.
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
 from plot import COLOURS, CURVES
 from tables import (
@@ -40,6 +40,36 @@ def study_figures(frame: pd.DataFrame) -> dict[str, Figure]:
     draws |= dict(pareto=pareto_figure, gradients=gradients_figure, faults=faults_figure)
     figures = {name: draw(frame) for name, draw in draws.items()}
     return {name: figure for name, figure in figures.items() if figure is not None}
+
+
+def scaling_figure(record: dict) -> Figure:
+    """Cost against work, from the bench's "scaling" record: seconds, and memory on the right."""
+    figure, axes = grid(1, 3, (10, 3.1))
+    for axis, name, label in (
+        (axes[0, 0], "seconds_by_runs", "runs R in the stack (batch 256)"),
+        (axes[0, 1], "seconds_by_batch_size", "batch size (one run)"),
+    ):
+        points = {int(x): y for x, y in record[name].items()}
+        axis.plot(list(points), list(points.values()), "o-", color=COLOURS[0])
+        axis.set(
+            xscale="log", xlabel=label, ylabel="seconds per run-epoch (ml-100k)", ylim=(0, None)
+        )
+        axis.set_xticks(list(points), [f"{x:,}" for x in points])
+        axis.xaxis.set_minor_locator(NullLocator())
+    points = {int(x): y for x, y in record["by_interactions"].items() if x.isdigit()}
+    axis, memory = axes[0, 2], axes[0, 2].twinx()
+    for at, name, colour, marker, factor in (
+        (axis, "seconds", COLOURS[0], "o-", 1),
+        (memory, "training_peak_mib", COLOURS[1], "s--", 1 / 1024),
+    ):
+        values = [point[name] * factor for point in points.values()]
+        at.plot([x / 1e6 for x in points], values, marker, color=colour)
+        at.set_ylim(0, None)
+        at.tick_params(axis="y", colors=colour)
+    axis.set(xlabel="million interactions (batch 16,384)")
+    axis.set_ylabel("seconds an epoch", color=COLOURS[0])
+    memory.set_ylabel("peak memory, GiB", color=COLOURS[1])
+    return figure
 
 
 def grid(rows: int, columns: int, size: tuple[float, float], **shares):

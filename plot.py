@@ -252,16 +252,19 @@ def read_runs(given: list[Path]) -> list[Run]:
 
 def draw_study(frame, out: Path) -> list[Path]:
     """Figures and tables.md into `out`, blocks into the documents beside it; the paths written."""
-    from figures import study_figures
-    from tables import page, study_text, write_blocks
+    from figures import scaling_figure, study_figures
+    from tables import bench_text, main_output, page, read_bench, study_text, write_blocks
 
     written, text = [], study_text(frame)
-    for name, figure in study_figures(frame).items():
+    figures, bench = study_figures(frame), read_bench(out / "bench.jsonl")
+    if "scaling" in bench:
+        figures["scaling"] = scaling_figure(bench["scaling"])
+    for name, figure in figures.items():
         written += save_figure(figure, out / "figures", name)
     out.mkdir(parents=True, exist_ok=True)
     (out / "tables.md").write_text(page(text), encoding="utf-8")
     for document in documents_beside(out):
-        write_blocks(document, text)
+        write_blocks(document, text | bench_text(bench) | main_output(out / "main.json"))
     return [*written, out / "tables.md", *documents_beside(out)]
 
 

@@ -528,6 +528,62 @@ def study_text(frame: pd.DataFrame) -> dict[str, str]:
     }
 
 
+def read_bench(path: Path) -> dict[str, dict]:
+    """The last record of each kind ("ratios", "scaling", "gpu") in results/bench.jsonl."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return {record["experiment"]: record for record in map(json.loads, lines)}
+
+
+def main_output(path: Path) -> dict[str, str]:
+    """How train.py's main command ends: its one line of stdout is results/main.json."""
+    if not path.is_file():
+        return {"readme_output": "—"}
+    line = path.read_text(encoding="utf-8").strip()
+    run = json.loads(line)
+    lines = [f"{'λ_F':>6} {'λ_R':>6} {'runs':>5}   {'MRR':<32} MSE"]
+    weights = f"{run['lambda_f']:>6} {run['lambda_r']:>6} {1:>5}"
+    lines += [f"{weights}   {run['mrr']:<32.4f} {run['mse']:.4f}", f"{line[:96]}…"]
+    return {"readme_output": "\n".join(["```", *lines, "```"])}
+
+
+def bench_text(bench: dict[str, dict]) -> dict[str, str]:
+    """The README's table of speed; "—" where nothing is measured yet."""
+    rows = []
+    if ratios := bench.get("ratios"):
+        plain, per_second = ratios["ratio_to_plain"], ratios["samples_per_second_at_4096"]
+        rows.append(("the plain loop, seconds an epoch", f"{ratios['plain_seconds']:.2f}"))
+        for name, label in (
+            ("R=1", "one run, share of the plain loop's seconds"),
+            ("R=1 separate", "the same, separate embeddings"),
+            ("R=16", "16 runs as a stack, share per run"),
+            ("R=16 separate", "the same, separate embeddings"),
+            ("evaluation, R=1", "evaluating all users, share of the plain loop's epoch"),
+        ):
+            rows.append((label, f"{plain[name]:.3f}"))
+        for name, label in (("R=1", "one run"), ("R=16", "16 runs")):
+            rows.append((f"{label}, times the floor", f"{ratios['ratio_to_floor'][name]:.1f}"))
+        for name, label in (
+            ("plain", "the plain loop"),
+            ("eager", "ours"),
+            ("compiled", "ours with `--compile`"),
+        ):
+            millions = f"{per_second[name] / 1e6:.2f}"
+            rows.append((f"million samples a second at batch 4,096: {label}", millions))
+    if scaling := bench.get("scaling"):
+        sizes = scaling["by_interactions"]
+        large = sizes["20_000_000, evaluated"]
+        growth = sizes["20000000"]["seconds_per_million"] / sizes["1000000"]["seconds_per_million"]
+        rows += [
+            ("20 million interactions, seconds an epoch", f"{sizes['20000000']['seconds']:.0f}"),
+            ("their seconds per million, times those at 1 million", f"{growth:.2f}"),
+            ("their evaluation, all 138,493 users, seconds", f"{large['evaluation_seconds']:.0f}"),
+            ("peak memory of both, GiB", f"{large['peak_mib'] / 1024:.1f}"),
+        ]
+    hardware = {record["hardware"] for record in bench.values()}
+    lines = [f"| on one thread of {', '.join(sorted(hardware)) or '—'} | |", "|:--|--:|"]
+    return {"readme_bench": "\n".join([*lines, *(f"| {a} | {b} |" for a, b in rows)])}
+
+
 def page(text: dict[str, str]) -> str:
     """All the tables as one page."""
     tables = [f"## {name}\n\n{table}\n" for name, table in text.items() if "|" in table]

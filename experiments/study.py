@@ -135,8 +135,12 @@ def line_of(stack: dict, result: dict) -> dict:
         line["reciprocal_ranks"] = users_reciprocal_ranks(run)
     if config["split"] == "temporal":
         line |= cold_counts(run.data, run.split)
+    # Every epoch where the curves are drawn, every tenth elsewhere: the file is committed.
+    line["curve_step"] = step = 1 if stack["experiment"] == "report" else 10
     line["curves"] = {
-        name: [None if row[name] is None else float(f"{row[name]:.4g}") for row in run.history]
+        name: [None if row[name] is None else float(f"{row[name]:.4g}") for row in run.history][
+            step - 1 :: step
+        ]
         for name in CURVES
         if name in run.history[0]
     }
