@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # Okabe and Ito's colour-blind-safe palette without its yellow, which is too pale on white.
+DOCUMENTS = ("README.md", "STUDY.md", "RELIABILITY.md")  # hold generated blocks
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 LINE_STYLES = ["-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (2, 2, 6, 2))]
 STYLE = {
@@ -253,7 +254,7 @@ def read_runs(given: list[Path]) -> list[Run]:
 def draw_study(frame, out: Path) -> list[Path]:
     """Figures and tables.md into `out`, blocks into the documents beside it; the paths written."""
     from figures import scaling_figure, study_figures
-    from tables import bench_text, main_output, page, read_bench, study_text, write_blocks
+    from tables import page, read_bench, records_text, study_text, write_blocks
 
     written, text = [], study_text(frame)
     figures, bench = study_figures(frame), read_bench(out / "bench.jsonl")
@@ -264,12 +265,12 @@ def draw_study(frame, out: Path) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
     (out / "tables.md").write_text(page(text), encoding="utf-8")
     for document in documents_beside(out):
-        write_blocks(document, text | bench_text(bench) | main_output(out / "main.json"))
+        write_blocks(document, text | records_text(out))
     return [*written, out / "tables.md", *documents_beside(out)]
 
 
 def documents_beside(out: Path) -> list[Path]:
-    beside = [out.resolve().parent / name for name in ("STUDY.md", "README.md")]
+    beside = [out.resolve().parent / name for name in DOCUMENTS]
     return [document for document in beside if document.is_file()]
 
 

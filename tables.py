@@ -528,6 +528,24 @@ def study_text(frame: pd.DataFrame) -> dict[str, str]:
     }
 
 
+def records_text(results: Path) -> dict[str, str]:
+    """The blocks that don't come from the study: from the other files in the results folder."""
+    text = bench_text(read_bench(results / "bench.jsonl")) | main_output(results / "main.json")
+    return text | reliability_text(results / "reliability.jsonl")
+
+
+def reliability_text(path: Path) -> dict[str, str]:
+    """The last counts of experiments/kill_resume.py and of experiments/fuzz_data.py."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    counts = {name: 0 for line in lines for name in json.loads(line)}
+    for line in lines:
+        counts |= json.loads(line)
+    shown = ("rounds", "kills", "differences", "files", "accepted", "refused", "tracebacks")
+    shown += ("silent_changes", "wrongly_accepted", "wrongly_refused")
+    rows = [f"| {name.replace('_', ' ')} | {counts[name]:,} |" for name in shown if name in counts]
+    return {"reliability": "\n".join(["| counted | |", "|:--|--:|", *rows])}
+
+
 def read_bench(path: Path) -> dict[str, dict]:
     """The last record of each kind ("ratios", "scaling", "gpu") in results/bench.jsonl."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []

@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -449,3 +451,115 @@ def test_arguments_come_from_a_file_with_comments(command):
 def test_load_run_names_what_is_missing(tmp_path):
     with pytest.raises(FileNotFoundError, match="config.json is missing"):
         train.load_run(tmp_path)
+
+
+def write_csv(path: Path, rows: list[tuple]) -> Path:
+    path.write_text("userId,movieId,rating\n" + "".join(f"{u},{i},{r}\n" for u, i, r in rows))
+    return path
+
+
+def test_odd_but_sound_data_trains(command, tmp_path):
+    """One user; a user who rated everything; users and items seen in the test part alone."""
+    one_user = write_csv(tmp_path / "one.csv", [(7, item, item % 5 + 1) for item in range(40)])
+    rows = [(1, item, 3) for item in range(30)] + [(user, user % 30, 2) for user in range(2, 60)]
+    odd = write_csv(tmp_path / "odd.csv", rows)
+    for name, path in (("one", one_user), ("odd", odd)):
+        code, result, _ = command("--data", path, "--epochs", 2, "--out", name, "--clip-ratings")
+        assert code == 0 and 0 < result["mrr"] <= 1 and np.isfinite(result["mse"])
+
+
+def test_data_that_cannot_be_ranked_is_refused_in_one_line(command, tmp_path):
+    one_item = write_csv(tmp_path / "item.csv", [(user, 1, 4) for user in range(40)])
+    everything = write_csv(tmp_path / "all.csv", [(u, i, 3) for u in range(20) for i in range(5)])
+    single = write_csv(tmp_path / "single.csv", [(1, 1, 3), (1, 2, 4)])
+    for path, more, named in (
+        (one_item, [], "a single item"),
+        (everything, ["--exclude-positives"], "has interacted with all 5 items"),
+        (single, [], "cut 2 rows"),
+    ):
+        code, _, err = command("--data", path, *more, "--epochs", 1, "--out", "run")
+        assert code == 2 and len(err.splitlines()) == 1 and named in err, err
+        assert not Path("run").exists()
+
+
+def test_a_really_full_disk_leaves_the_last_checkpoint_whole(command, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=180k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("no tmpfs can be mounted here")
+    try:
+        settings = ["--epochs", 400, "--checkpoint-every", 5]
+        code, _, err = command(*settings, "--out", disk / "run")
+        errors = [line for line in err.splitlines() if "error" in line]
+        assert code == 2 and len(errors) == 1 and "No space left" in errors[0]
+        state = torch.load(disk / "run/resume.pt", weights_only=True)
+        assert 0 < state["epoch"] < 400 and state["epoch"] % 5 == 0
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_deterministic_gives_the_same_bits_and_leaves_torch_as_told(command):
+    command("--epochs", 2, "--out", "plain")
+    command("--epochs", 2, "--deterministic", "--out", "strict")
+    torch.use_deterministic_algorithms(False)
+    assert untimed("plain") == untimed("strict")
+
+
+def test_a_second_stop_signal_stops_at_once(ratings_csv, tmp_path):
+    script = (
+        "import os, signal, sys, train\n"
+        "def slow(self, bar):\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    os._exit(99)\n"
+        "train.Training.train_epoch = slow\n"
+        "sys.exit(train.main(sys.argv[1:]))\n"
+    )
+    command = [sys.executable, "-c", script, "--data", str(ratings_csv), "--out", "run"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True)
+    assert done.returncode == -signal.SIGINT  # 130 to a shell
+    assert torch.load(tmp_path / "run/resume.pt", weights_only=True)["epoch"] == 0
+
+
+def test_a_damaged_checkpoint_is_one_line(command):
+    command("--epochs", 2, "--out", "run")
+    whole = Path("run/resume.pt").read_bytes()
+    for damaged in (whole[: len(whole) // 2], os.urandom(1000), b""):
+        Path("run/resume.pt").write_bytes(damaged)
+        code, _, err = command("--resume", "run", small=False)
+        assert code == 2 and len(err.splitlines()) == 1 and "damaged" in err
+
+
+def test_a_checkpoint_never_runs_code(command):
+    command("--epochs", 1, "--out", "run")
+
+    class Evil:
+        def __reduce__(self):
+            return Path.touch, (Path("ran"),)
+
+    torch.save(Evil(), "run/resume.pt")
+    torch.save(Evil(), "run/checkpoint.pt")
+    assert command("--resume", "run", small=False)[0] == 2
+    with pytest.raises(pickle.UnpicklingError):
+        train.load_run("run")
+    assert not Path("ran").exists()
+
+
+def test_compile_without_a_compiler_says_so_and_goes_on(command, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    code, _, err = command("--epochs", 1, "--compile", "--out", "run")
+    assert code == 0 and "no C++ compiler here (no-such-compiler)" in err
+    assert json.loads(Path("run/config.json").read_text())["compile"] is False
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+def test_compiled_losses_train_the_same_run(command):
+    whole = ["--epochs", 3, "--batch-size", 3800]  # one shape to compile for
+    command(*whole, "--out", "eager")
+    command(*whole, "--compile", "--out", "compiled")
+    one, other = (
+        [float(row["joint_loss"]) for row in history(name)] for name in ("eager", "compiled")
+    )
+    assert one == pytest.approx(other, rel=1e-4)
