@@ -18,6 +18,7 @@ Two protocols:
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import subprocess
@@ -27,6 +28,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import scipy.stats
 import torch
 
 import train
@@ -111,8 +113,7 @@ def work(stack: dict, folder: Path) -> int:
     if code == 0:
         _, results = train.stored(folder)
         lines = [line_of(stack, result) for result in results]
-        text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
-        write_whole(folder / "lines.jsonl", lambda file: file.write(text.encode()))
+        write_whole(folder / "lines.jsonl", lambda file: file.write(as_text(lines).encode()))
     return code
 
 
@@ -207,7 +208,54 @@ def baseline_lines(seeds: list[int]) -> list[dict]:
     return lines
 
 
+# ---- user by user ---------------------------------------------------------------------------
+
+QUESTIONS = {  # two arms each, (K, λ_F), compared as first − second
+    "1: shared - separate, at 0.5/0.5": ((32, 0.5), (0, 0.5)),
+    "2: 0.99/0.01 - 0.5/0.5, shared": ((32, 0.99), (32, 0.5)),
+}
+
+
+def per_user_lines(path: Path, seeds: list[int]) -> list[dict]:
+    """For each question, protocol and seed: the two arms' reciprocal ranks, compared by user.
+
+    An empty list while an arm is missing.
+    """
+    ranks = {}
+    for line in map(json.loads, path.read_text().splitlines()):
+        if "reciprocal_ranks" in line:
+            arm = line["protocol"], line["shared_dims"], line["lambda_f"], line["seed"]
+            ranks[arm] = np.array(line["reciprocal_ranks"], dtype=float)
+    lines = []
+    for question, arms in QUESTIONS.items():
+        for protocol, seed in itertools.product(PER_USER, seeds):
+            pair = [ranks.get((protocol, *arm, seed)) for arm in arms]
+            if pair[0] is None or pair[1] is None:
+                return []
+            difference = pair[0] - pair[1]
+            difference = difference[np.isfinite(difference)]
+            lines.append(
+                {
+                    "experiment": "per_user",
+                    "stack": "per_user",
+                    "method": f"{question}, {protocol}",
+                    "protocol": protocol,
+                    "seed": seed,
+                    "users": len(difference),
+                    "mean_difference": float(difference.mean()),
+                    "better": int((difference > 0).sum()),
+                    "worse": int((difference < 0).sum()),
+                    "wilcoxon_p": float(scipy.stats.wilcoxon(difference).pvalue),
+                }
+            )
+    return lines
+
+
 # ---- the whole study -----------------------------------------------------------------------
+
+
+def as_text(lines: list[dict]) -> str:
+    return "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
 
 
 class Results:
@@ -289,14 +337,16 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{stack['stack']:32} {stack['runs']:4}  {' '.join(stack['arguments'])}")
         print(f"{len(stacks)} stacks, {sum(stack['runs'] for stack in stacks)} runs")
         return 0
-    results = Results(args.out, {stack["stack"]: stack["runs"] for stack in stacks})
+    expected = {stack["stack"]: stack["runs"] for stack in stacks}
+    results = Results(args.out, expected | {"per_user": 4 * len(seeds)})
     runs = args.runs or Path("runs") / args.out.stem
     if (chosen is None or "baselines" in chosen) and "baselines" not in results.done:
-        lines = baseline_lines(seeds)
-        results.append("".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
+        results.append(as_text(baseline_lines(seeds)))
     left = [stack for stack in stacks if stack["stack"] not in results.done]
     with ThreadPoolExecutor(args.workers) as pool:
         fine = list(pool.map(lambda stack: run_stack(stack, runs.resolve(), results), left))
+    if "per_user" not in results.done and (lines := per_user_lines(args.out, seeds)):
+        results.append(as_text(lines))
     return 0 if all(fine) else 1
 
 
