@@ -426,6 +426,10 @@ def main(argv: list[str] | None = None) -> int:
             return fail(
                 f"{error}; train.py --resume {args['out']} goes on from the last checkpoint"
             )
+        except RuntimeError as error:
+            if not args["deterministic"] or "deterministic" not in str(error):
+                raise
+            return fail(f"--deterministic: {args['device']} can't do it: {error}")
     say(closing_table(results))
     for result in results:
         if "error" in result:
