@@ -13,6 +13,8 @@ from torch import Tensor
 
 from models import MultiTaskNet
 
+WRITTEN_OUT = ("sigmoid", "bpr")
+
 
 @torch.no_grad()
 def pairwise_step(
@@ -52,9 +54,11 @@ def pairwise_step(
     if loss == "sigmoid":
         factorization = 1 - ordered.mean(1)
         slope = ordered * (ordered - 1)
-    else:
+    elif loss == "bpr":
         factorization = -F.logsigmoid(margin).mean(1)
         slope = ordered - 1
+    else:
+        raise ValueError(f"loss {loss!r} is not written out here: it is one of {WRITTEN_OUT}")
     slope = slope * (lambda_f / batch)[:, None]  # ∂L/∂d, (R, B)
 
     # Rating: X = [u, q, u∘q], h = relu(X W₁ + c₁), r̂ = h W₂ + c₂.

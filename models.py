@@ -148,7 +148,7 @@ class MultiTaskNet(nn.Module):
 
     def rating(self, user_ids: Tensor, item_ids: Tensor, u: Tensor, q: Tensor) -> Tensor:
         """MLP([u_i, q_j, u_i ∘ q_j]) and biases, if any: (R, B) ids, (R, B, W) rows -> (R, B)."""
-        u, q = self.rating_window(u), self.rating_window(q)
+        u, q = self.rating_window(u), self.rating_window(q)  # in training: gradients.py
         features = torch.cat([u, q, u * q], -1)  # (R, B, 3·D_R)
         hidden = torch.baddbmm(self.hidden_bias, features, self.hidden_weight).relu()
         predicted = torch.baddbmm(self.output_bias, hidden, self.output_weight).squeeze(-1)

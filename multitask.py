@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gradients import pairwise_step
+from gradients import WRITTEN_OUT, pairwise_step
 from models import MultiTaskNet, random_stream
 
 BLOCK = 2**20  # training interactions gathered at a time: bounds an epoch's working memory
@@ -243,6 +243,9 @@ class Stack:
     ) -> tuple[Tensor, Tensor]:
         """(R, B) each -> L_F and L_R, (R,) each, for autograd.
 
+        Not what trains by default: gradients.py writes this and its gradients out for the losses
+        it knows, and must change with it. The tests hold the two together.
+
         The user bias a_i is the same in p⁺ and p⁻, and in all scores of a user: it cancels in
         every factorization loss and is left out. The rating head runs on the positives alone.
         """
@@ -264,7 +267,7 @@ class Stack:
         """Fill the gradients of a batch; L_F and L_R, (R,) each."""
         self.parameters.grad.zero_()
         batch = users, items, negatives, ratings
-        if self.compiled or negatives is None:
+        if self.compiled or self.loss not in WRITTEN_OUT:
             return self._autograd_gradients(*batch)
         return pairwise_step(self.net, self.loss, *batch, self.lambda_f, self.lambda_r)
 

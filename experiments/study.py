@@ -272,6 +272,12 @@ class Results:
                 )
         counts = {stack: sum(s == stack for s, _ in lines) for stack in {s for s, _ in lines}}
         self.done = {s for s, n in counts.items() if n == expected.get(s, n)}
+        for stack in counts.keys() - self.done:
+            if stack != lines[-1][0] or counts[stack] > expected[stack] or text.endswith("\n"):
+                raise ValueError(
+                    f"{path} holds {counts[stack]} runs of {stack}, not {expected[stack]}: "
+                    "name another file by --out"
+                )
         whole = "".join(line for stack, line in lines if stack in self.done)
         path.parent.mkdir(parents=True, exist_ok=True)
         if whole != text:  # a torn write: the stack it belongs to is done again
@@ -312,7 +318,7 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--out", type=Path, default=Path("results/study.jsonl"), help="file of the lines")
+    add("--out", type=Path, help="file of the lines (results/study.jsonl; quick: runs/quick.jsonl)")
     add("--runs", type=Path, help="folder of the run folders (runs/ and the name of --out)")
     add("--seeds", type=seed_list, help="seeds (0-9; quick: 0-2)")
     add("--epochs", type=number(int, 1), help="epochs of each run (200; quick: 40)")
@@ -324,6 +330,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.work:
         return work(json.loads(args.work[0]), Path(args.work[1]))
+    args.out = args.out or Path("runs/quick.jsonl" if args.quick else "results/study.jsonl")
     seeds = args.seeds or list(range(3 if args.quick else 10))
     stacks = plan(seeds, args.epochs or (40 if args.quick else 200))
     chosen = args.only or (["report"] if args.quick else None)
@@ -338,7 +345,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{len(stacks)} stacks, {sum(stack['runs'] for stack in stacks)} runs")
         return 0
     expected = {stack["stack"]: stack["runs"] for stack in stacks}
-    results = Results(args.out, expected | {"per_user": 4 * len(seeds)})
+    try:
+        results = Results(args.out, expected | {"per_user": 4 * len(seeds)})
+    except ValueError as error:
+        parser.error(str(error))
     runs = args.runs or Path("runs") / args.out.stem
     if (chosen is None or "baselines" in chosen) and "baselines" not in results.done:
         results.append(as_text(baseline_lines(seeds)))

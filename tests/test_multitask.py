@@ -8,7 +8,7 @@ import torch
 from torch.func import functional_call, stack_module_state, vmap
 
 import multitask
-from gradients import pairwise_step
+from gradients import WRITTEN_OUT, pairwise_step
 from models import MultiTaskNet, random_stream
 from multitask import (
     NegativeSampler,
@@ -123,7 +123,7 @@ def make_stack(runs: int = 1, n: int = 300, first: int = 0, **options) -> Stack:
 
 
 @pytest.mark.parametrize("shared_dims", SHARING)
-@pytest.mark.parametrize("loss", ["sigmoid", "bpr"])
+@pytest.mark.parametrize("loss", WRITTEN_OUT)
 @pytest.mark.parametrize("rating_biases", [False, True])
 def test_written_out_gradients_are_autograds(shared_dims, loss, rating_biases):
     stack = make_stack(3, shared_dims=shared_dims, loss=loss, rating_biases=rating_biases)
@@ -344,3 +344,25 @@ def test_sgd_steps_by_the_learning_rate_times_the_gradient():
     gradient = stack.parameters.grad.clone()
     stack._step(*batch)
     torch.testing.assert_close(stack.parameters.detach(), before * 0.95 - 0.5 * gradient)
+
+
+def test_a_loss_that_is_not_written_out_trains_by_autograd(monkeypatch):
+    hinge = lambda positive, negative: (1 - positive + negative).relu().mean(-1)  # noqa: E731
+    monkeypatch.setitem(multitask.PAIRWISE, "hinge", hinge)
+    stack = make_stack(2, loss="hinge")
+    assert stack.run_epoch(0)["factorization_loss"].gt(0.5).all()  # BPR's would be under ln 2
+    stack._gradients(*(batch := next(stack.batches(1))))
+    gradient = stack.parameters.grad.clone()
+    stack.parameters.grad.zero_()
+    users, items, negatives, _ = batch
+    net, bias = stack.net, stack.net.item_bias
+    u, q, n = net.rows(net.users, users), net.rows(net.items, items), net.rows(net.items, negatives)
+    scores = [net.interaction(u, q) + net.rows(bias, items)[..., 0]]
+    scores += [net.interaction(u, n) + net.rows(bias, negatives)[..., 0]]
+    (stack.lambda_f * hinge(*scores)).sum().backward()
+    assert bias.grad.abs().max() > 0
+    start = sum(p.numel() for p in list(net.parameters())[:3])
+    end = start + bias.numel()
+    torch.testing.assert_close(gradient[start:end], bias.grad.flatten())
+    with pytest.raises(ValueError, match="'hinge' is not written out"):
+        pairwise_step(net, "hinge", *batch, stack.lambda_f, stack.lambda_r)
