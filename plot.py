@@ -251,7 +251,7 @@ def read_runs(given: list[Path]) -> list[Run]:
     return [read_run(folder) for folder in {each.resolve(): each for each in folders}.values()]
 
 
-def draw_study(frame, out: Path) -> list[Path]:
+def draw_study(frame, out: Path, documents: list[Path]) -> list[Path]:
     """Figures and tables.md into `out`, blocks into the documents beside it; the paths written."""
     from figures import scaling_figure, study_figures
     from tables import page, read_bench, records_text, study_text, write_blocks
@@ -264,9 +264,9 @@ def draw_study(frame, out: Path) -> list[Path]:
         written += save_figure(figure, out / "figures", name)
     out.mkdir(parents=True, exist_ok=True)
     (out / "tables.md").write_text(page(text), encoding="utf-8")
-    for document in documents_beside(out):
+    for document in documents:
         write_blocks(document, text | records_text(out))
-    return [*written, out / "tables.md", *documents_beside(out)]
+    return [*written, out / "tables.md", *documents]
 
 
 def documents_beside(out: Path) -> list[Path]:
@@ -280,7 +280,10 @@ def main(arguments: list[str] | None = None) -> None:
         "runs", metavar="RUN", nargs="*", type=Path, help="run folder of train.py, or a stack's"
     )
     parser.add_argument(
-        "--study", metavar="FILE", type=Path, help="lines that experiments/study.py wrote"
+        "--study",
+        metavar="FILE",
+        type=Path,
+        help="lines of experiments/study.py; study.jsonl fills the documents beside --out too",
     )
     parser.add_argument(
         "--out",
@@ -299,7 +302,8 @@ def main(arguments: list[str] | None = None) -> None:
             import tables  # pandas and scipy: late, as matplotlib is
 
             frame = tables.read_study(options.study)
-            for document in documents_beside(out):
+            documents = documents_beside(out) if options.study.name == "study.jsonl" else []
+            for document in documents:
                 tables.stale_blocks(document, {})  # raises for a block without an end
         else:
             runs = read_runs(options.runs)
@@ -308,7 +312,7 @@ def main(arguments: list[str] | None = None) -> None:
     with report_style():
         try:
             if options.study:
-                written = draw_study(frame, out)
+                written = draw_study(frame, out, documents)
             else:
                 written = save_figure(curves_figure(runs), out, "curves")
         except OSError as error:

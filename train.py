@@ -248,7 +248,10 @@ class Training:
                 if stop.received or self.epoch % self.args["checkpoint_every"] == 0:
                     self.save()
                 if stop.received and self.epoch < epochs:
-                    say(f"stopped after epoch {self.epoch}: train.py --resume {self.out} goes on")
+                    say(
+                        f"stopped after epoch {self.epoch}; go on with "
+                        f"python train.py --resume {self.out}"
+                    )
                     sys.exit(128 + stop.received)
         self.save()
         return [self.finish(r) for r in range(len(self.runs))]
