@@ -60,6 +60,8 @@ def seed_list(text: str) -> list[int]:
         seeds = []
         for part in text.split(","):
             first, _, last = part.partition("-")
+            if not 0 <= int(first) <= int(last or first) < int(first) + 10_000:
+                raise ValueError
             seeds += range(int(first), int(last or first) + 1)
         if not seeds or len(set(seeds)) < len(seeds) or not 0 <= min(seeds) <= max(seeds) < 2**32:
             raise ValueError
@@ -79,7 +81,8 @@ def build_parser(description: str = "") -> argparse.ArgumentParser:
         allow_abbrev=False,
         epilog="@FILE reads arguments from a file, like @recipes/reference.txt.",
     )
-    size, positive = number(int, 1), number(float, 0, open_ends=True)
+    size, positive = number(int, 1, 2**31 - 1), number(float, 0, open_ends=True)
+    width = number(int, 1, 2**14)
     add = parser.add_argument_group("data").add_argument
     add("--data", default="ml-100k", metavar="NAME|PATH", help="ml-100k, or a CSV or TSV file")
     add(
@@ -96,7 +99,7 @@ def build_parser(description: str = "") -> argparse.ArgumentParser:
     )
     add(
         "--validation",
-        type=number(float, 0, 1, open_ends=True),
+        type=number(float, 0, 1),
         default=0.0,
         metavar="SHARE",
         help="share of all interactions taken from training for validation (default: none)",
@@ -122,14 +125,14 @@ def build_parser(description: str = "") -> argparse.ArgumentParser:
     )
     add(
         "--embedding-dim",
-        type=size,
+        type=width,
         default=32,
         metavar="D",
         help="dimensions that a task sees (32)",
     )
-    add("--ranking-dim", type=size, metavar="D_F", help="dimensions that ranking sees (default: D)")
-    add("--rating-dim", type=size, metavar="D_R", help="dimensions that rating sees (default: D)")
-    add("--hidden", type=size, default=64, metavar="H", help="hidden units of the rating head (64)")
+    add("--ranking-dim", type=width, metavar="D_F", help="dimensions that ranking sees (D)")
+    add("--rating-dim", type=width, metavar="D_R", help="dimensions that rating sees (D)")
+    add("--hidden", type=width, default=64, metavar="H", help="hidden units of the MLP (64)")
     add("--rating-biases", action="store_true", help="user and item biases in the rating head too")
 
     add = parser.add_argument_group("tasks").add_argument
@@ -219,7 +222,7 @@ def build_parser(description: str = "") -> argparse.ArgumentParser:
     add("--device", default="cpu", help="cpu, cuda or cuda:N (cpu)")
     add(
         "--threads",
-        type=size,
+        type=number(int, 1, 1024),
         default=1,
         metavar="N",
         help="CPU threads (1: a busy second core costs little then)",
@@ -267,7 +270,8 @@ def resolve(argv: list[str], description: str = "") -> dict:
     parser = build_parser(description)
     args = vars(parser.parse_args(argv))
     if args["resume"] is not None:
-        if len(argv) > 2 or (len(argv) == 2 and "=" in argv[0]):
+        others = {name: parser.get_default(name) for name in args if name != "resume"}
+        if others.items() != {name: args[name] for name in others}.items():
             raise ValueError("--resume takes no other argument: a run goes on as it began")
         return {"resume": str(args["resume"])}
     del args["resume"]
@@ -302,19 +306,28 @@ def resolve(argv: list[str], description: str = "") -> dict:
         raise ValueError("--lambda-f and --lambda-r name a pair of weights twice: give it once")
     if args["select"] and not args["validation"]:
         raise ValueError("--select needs a validation part: add --validation 0.05")
+    if args["split"] == "temporal" and args["split_seed"] is not None:
+        raise ValueError("--split-seed has no effect on --split temporal: drop one of them")
     if args["exclude_positives"] and args["loss"] == "softmax":
         raise ValueError("--exclude-positives has no effect on --loss softmax: drop one of them")
-    if Path(args["data"]).exists():
+    if args["data"] != "ml-100k" and Path(args["data"]).exists():
         args["data"] = str(Path(args["data"]).resolve())
     args["out"] = str(args["out"] or Path("runs") / default_name(args))
     return args
+
+
+def plain(value: float) -> str:
+    """0.5 -> '0.5', 1.0 -> '1': short, and different for different numbers."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
 
 
 def default_name(args: dict) -> str:
     """A folder name that tells what isn't a default, and always sharing, weights and seeds."""
     dims, widths = args["shared_dims"], (args["ranking_dim"], args["rating_dim"])
     sharing = "separate" if dims == 0 else "shared" if (dims, dims) == widths else f"shared{dims}"
-    weights = "-".join(f"f{f:g}-r{r:g}" for f, r in weight_pairs(args))
+    pairs = zip(args["lambda_f"], args["lambda_r"], strict=True)
+    weights = "-".join(f"f{plain(f)}-r{plain(r)}" for f, r in pairs)
     seeds = args["seeds"]
     run = len(seeds) > 1 and seeds == list(range(seeds[0], seeds[-1] + 1))
     seeds = f"{seeds[0]}-{seeds[-1]}" if run else ",".join(map(str, seeds))
@@ -329,7 +342,3 @@ def default_name(args: dict) -> str:
     if args["data"] != "ml-100k":
         name.insert(0, Path(args["data"]).stem)
     return "_".join(name).replace("/", "-")[:200]
-
-
-def weight_pairs(args: dict) -> list[tuple[float, float]]:
-    return list(zip(args["lambda_f"], args["lambda_r"], strict=True))

@@ -15,6 +15,15 @@ CUTOFF = 10  # NDCG and recall look at the first ten ranks
 CPU_BLOCK = 2**17  # scores compared at a time: twice 512 KiB of float32 stay in the L2 cache
 
 
+class NonFinite(FloatingPointError):
+    """Some runs' predictions are no numbers: `runs` says of each which, by its place."""
+
+    def __init__(self, runs):
+        self.runs = runs
+        kinds = " and ".join(dict.fromkeys(runs.values()))
+        super().__init__(f"NaN among the {kinds} of run(s) {sorted(runs)}")
+
+
 class FullRanking:
     """Ranks of the test items of a stack of R runs, each run with a split of its own.
 
@@ -136,7 +145,7 @@ class FullRanking:
             ranks.append(counts)
         has_nan = torch.stack(highest).isnan().any(0).nonzero().flatten().tolist()
         if has_nan:
-            raise FloatingPointError(f"NaN among the catalogue scores of run(s) {has_nan}")
+            raise NonFinite(dict.fromkeys(has_nan, "catalogue scores"))
         result = torch.empty(self.shape[0] * self.shape[1], dtype=torch.float64)
         result[self._order] = torch.cat(ranks).cpu().double()
         return result.add_(1).div_(2).view(self.shape)
@@ -170,7 +179,9 @@ class Evaluator:
         self.members, self.chunk, self.device = members, chunk, device
         self.clip = clip or [None] * len(held_out)
         pairs = self.users, self.items, users[seen], items[seen]
-        self.ranking = FullRanking(int(items.max()) + 1, *pairs, chunk=chunk, device=device)
+        self.ranking = FullRanking(
+            int(items.max()) + 1, *pairs, chunk=max(1, chunk // members), device=device
+        )
 
     @torch.no_grad()
     def __call__(self, net):
@@ -179,8 +190,15 @@ class Evaluator:
         Args:
             net: with `catalogue_scores((U,) user ids) -> (R·M, U, n_items)` and
                 `ratings((R·M, T) user ids, (R·M, T) item ids) -> (R·M, T)`.
+
+        Raises:
+            NonFinite: naming every run with a NaN score or a rating that isn't finite.
         """
-        ranks = self.ranking.ranks(lambda ids: self._mean(net.catalogue_scores(ids)))
+        broken = {}
+        try:
+            ranks = self.ranking.ranks(lambda ids: self._mean(net.catalogue_scores(ids)))
+        except NonFinite as error:
+            broken = error.runs
         runs, n_pairs = self.users.shape
         size = max(1, 64 * self.chunk // (runs * self.members))  # pairs whose features fit
         predicted = []
@@ -192,6 +210,9 @@ class Evaluator:
             ids = [part.repeat_interleave(self.members, 0) for part in ids]
             predicted.append(self._mean(net.ratings(*ids)).cpu())
         predicted = torch.cat(predicted, 1)
+        infinite = (~predicted.isfinite()).any(1).nonzero().flatten().tolist()
+        if broken := dict.fromkeys(infinite, "predicted ratings") | broken:
+            raise NonFinite(broken)
         return [
             ranking_metrics(ranks[r], self.users[r])
             | {"mse": mean_squared_error(predicted[r], self.ratings[r], self.clip[r])}

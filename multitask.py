@@ -201,7 +201,7 @@ class Stack:
         log_gradients: bool = False,
         compile: bool = False,
     ):
-        self.log_gradients = log_gradients
+        self.log_gradients, self.exclude_positives = log_gradients, exclude_positives
         self.net, self.seeds, self.loss, self.batch_size = net, list(seeds), loss, batch_size
         self.device = net.users.device
         self.users = torch.tensor(users, device=self.device)
@@ -218,9 +218,9 @@ class Stack:
             ]
         self.make_optimizer = lambda flat: OPTIMIZERS[optimizer](flat, lr, weight_decay)
         self._flatten([parameter.data for parameter in net.parameters()])
-        self.compiled = compile
+        self.compiled, self.training_losses = compile, self.losses
         if compile:  # autograd's step fuses better than the one written out, and wins when large
-            self.losses = torch.compile(self.losses, dynamic=False)
+            self.training_losses = torch.compile(self.losses, dynamic=False)
         self.graph = None
 
     def _flatten(self, values: list[Tensor]) -> None:
@@ -272,7 +272,7 @@ class Stack:
         return pairwise_step(self.net, self.loss, *batch, self.lambda_f, self.lambda_r)
 
     def _autograd_gradients(self, *batch: Tensor | None):
-        losses = self.losses(*batch)
+        losses = self.training_losses(*batch)
         weights = self.lambda_f, self.lambda_r
         sum(weight.dot(loss) for weight, loss in zip(weights, losses, strict=True)).backward()
         return [loss.detach() for loss in losses]
@@ -300,7 +300,7 @@ class Stack:
             order = torch.randperm(n, generator=random_stream(seed, "order", epoch))
             rows.append(self.train[r][order])
             if self.samplers:
-                users = self.users[rows[r]]
+                users = self.users[rows[r]] if self.exclude_positives else rows[r]  # n is enough
                 stream = random_stream(seed, "negatives", epoch)
                 negatives.append(self.samplers[r].draw(users, stream))
         block = self.batch_size * max(1, BLOCK // (self.batch_size * len(self.seeds)))
@@ -365,7 +365,7 @@ class Stack:
         """The step as one CUDA graph launch: captured at its first full batch, then replayed."""
         if self.graph is None:
             self.inputs = [None if part is None else part.clone() for part in batch]
-            before = self._tensors()
+            before = list(self.state_dict().values())
             saved = [tensor.clone() for tensor in before]
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
@@ -413,9 +413,6 @@ class Stack:
         parts = flat.split([shape.numel() for shape in shapes])
         views = [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
         return torch.cat([view[index].flatten() for view in views])
-
-    def _tensors(self) -> list[Tensor]:
-        return [self.parameters.detach(), *self.optimizer.state.values()]
 
     def state_dict(self) -> dict[str, Tensor]:
         """All that going on needs besides the arguments: parameters and optimizer state."""

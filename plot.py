@@ -74,6 +74,9 @@ def find_runs(folder: Path) -> list[Path]:
         return [folder]
     files = [child / name for child in folder.iterdir() for name in ("history.csv", "config.json")]
     runs = {file.parent for file in files if file.is_file()}
+    for run in [run for run in runs if (run / "failed.json").is_file()]:
+        print(f"plot.py: {run} is left out: it did not stay finite", file=sys.stderr)
+        runs.remove(run)
     if not runs:
         raise ValueError(f"{folder}: not a run folder, nor a stack's: history.csv is missing")
     return sorted(runs, key=lambda run: [f"{part:>020}" for part in re.split(r"(\d+)", run.name)])

@@ -12,7 +12,9 @@ Files that matter are written whole or not at all (temporary file, flush, rename
 ever read with pickle enabled.
 """
 
+import contextlib
 import csv
+import io
 import json
 import os
 import time
@@ -47,12 +49,12 @@ OURS = ("config.json", "history.csv", "split.npz", "checkpoint.pt", "model.safet
 OURS += ("result.json", "failed.json", "resume.pt", "curves.png", "curves.svg")
 
 
-def write_whole(path: Path, write: Callable) -> None:
+def write_whole(path: Path, content: bytes | memoryview) -> None:
     """Write a file so that it is there whole or not at all: temporary file, flush, rename."""
     temporary = path.with_name(f".{path.name}.part")  # one name: a kill's leftover is overwritten
     try:
         with temporary.open("wb") as file:
-            write(file)
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -60,23 +62,43 @@ def write_whole(path: Path, write: Callable) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def saved_bytes(save: Callable, *values, **named) -> memoryview:
+    """What torch.save or numpy.savez writes: in memory, since on a full disk they raise oddly."""
+    buffer = io.BytesIO()
+    values = (*values, buffer) if save is torch.save else (buffer, *values)
+    save(*values, **named)
+    return buffer.getbuffer()
+
+
 def write_json(path: Path, value: object) -> None:
-    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
-    write_whole(path, lambda file: file.write(text.encode()))
+    write_whole(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
 def holds_run(folder: Path) -> bool:
-    """Whether a run, or a stack of runs, finished or not, stands in the folder."""
-    return any((folder / name).exists() for name in ("config.json", "resume.pt"))
+    """Whether a run, or a stack of runs, finished or not, stands in the folder.
+
+    Raises ValueError when there is a file of the name of one of ours that isn't of a run.
+    """
+    if (folder / "resume.pt").exists():
+        return True
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        if "data_sha256" in json.loads((folder / "config.json").read_text()):
+            return True
+    for name in OURS[:-2]:
+        if (folder / name).exists():
+            raise ValueError(
+                f"{folder} has a {name} that is no run's: name another folder by --out"
+            )
+    return False
 
 
 def clear(folder: Path) -> None:
-    """Remove the run or the stack of runs in a folder: our own files and nothing else."""
-    for run in [folder, *(path.parent for path in folder.glob("*/config.json"))]:
-        for path in [*(run / name for name in OURS), *run.glob("events.out.tfevents.*")]:
+    """Remove the run in a folder: our own files and nothing else."""
+    if folder.is_dir() and holds_run(folder):
+        for path in [*(folder / name for name in OURS), *folder.glob("events.out.tfevents.*")]:
             path.unlink(missing_ok=True)
-        if run != folder and not any(run.iterdir()):
-            run.rmdir()
+        if not any(folder.iterdir()):
+            folder.rmdir()
 
 
 class RunFolder:
@@ -94,7 +116,7 @@ class RunFolder:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "config.json", config)
         parts = {name: getattr(split, name) for name in ("train", "validation", "test")}
-        write_whole(folder / "split.npz", lambda file: np.savez_compressed(file, **parts))
+        write_whole(folder / "split.npz", saved_bytes(np.savez_compressed, **parts))
         stale = list(folder.glob("events.out.tfevents.*"))
         self.events = SummaryWriter(folder)
         for row in history:
@@ -106,13 +128,9 @@ class RunFolder:
 
     def _open_history(self) -> None:
         names = [name for name in self.history[0] if name != "time"] if self.history else []
-
-        def write(file) -> None:
-            file.write((",".join(names) + "\n" if names else "").encode())
-            for row in self.history:
-                file.write(_csv_line(row[name] for name in names))
-
-        write_whole(self.folder / "history.csv", write)
+        head = (",".join(names) + "\n" if names else "").encode()
+        rows = [_csv_line(row[name] for name in names) for row in self.history]
+        write_whole(self.folder / "history.csv", b"".join([head, *rows]))
         self.csv = (self.folder / "history.csv").open("ab")
 
     def append(self, row: dict) -> None:
@@ -134,9 +152,8 @@ class RunFolder:
     def save_parameters(self, parameters: dict[str, torch.Tensor]) -> None:
         """checkpoint.pt and model.safetensors: (M, ...) of every parameter of the M members."""
         parameters = {name: value.detach().cpu().clone() for name, value in parameters.items()}
-        write_whole(self.folder / "checkpoint.pt", lambda file: torch.save(parameters, file))
-        data = safetensors.torch.save(parameters)
-        write_whole(self.folder / "model.safetensors", lambda file: file.write(data))
+        write_whole(self.folder / "checkpoint.pt", saved_bytes(torch.save, parameters))
+        write_whole(self.folder / "model.safetensors", safetensors.torch.save(parameters))
 
     def finish(self, result: dict, parameters: dict[str, torch.Tensor]) -> None:
         """Write the parameters, the hyperparameters with their metrics, and last result.json."""
@@ -184,7 +201,11 @@ def load_run(folder: str | Path) -> Run:
     folder = Path(folder)
     for name in ("config.json", "checkpoint.pt", "split.npz"):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} holds no trained run: {name} is missing")
+            found = f"{folder} holds no trained run: {name} is missing"
+            runs = sorted(path.parent.name for path in folder.glob("*/config.json"))
+            raise FileNotFoundError(
+                found + (f"; name one run in it, like {runs[0]}" if runs else "")
+            )
     config = json.loads((folder / "config.json").read_text())
     data = load(config["data"])
     if data.sha256 != config["data_sha256"]:

@@ -9,6 +9,7 @@ with `python plot.py runs/NAME`. The last line on stdout is the result as JSON, 
 stderr. Bad input ends in one line and exit code 2.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -17,6 +18,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -25,12 +27,12 @@ import scipy.stats
 import torch
 from tqdm import tqdm
 
-from arguments import resolve
+from arguments import plain, resolve
 from data import Interactions, Split, load, random_split, temporal_split
-from evaluation import Evaluator
+from evaluation import Evaluator, NonFinite
 from models import MultiTaskNet
 from multitask import Stack
-from run_folder import STRUCTURE, RunFolder, clear, holds_run, load_run, write_whole
+from run_folder import STRUCTURE, RunFolder, clear, holds_run, load_run, saved_bytes, write_whole
 
 __all__ = ["Training", "load_run", "main"]
 
@@ -55,6 +57,8 @@ def set_machine(args: dict) -> None:
         n = torch.cuda.device_count()
         has = "no CUDA device" if n == 0 else f"{n} CUDA device(s), from cuda:0"
         raise ValueError(f"--device {args['device']} isn't there: use cpu; this machine has {has}")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     torch.set_num_threads(args["threads"])
     # Adam's averages of a row that is seldom drawn decay below 1e-38, where the CPU crawls.
     torch.set_flush_denormal(True)
@@ -72,9 +76,18 @@ def plan_runs(args: dict) -> list[dict]:
     weights = list(zip(args["lambda_f"], args["lambda_r"], strict=True))
     runs = [dict(seed=s, lambda_f=f, lambda_r=r) for f, r in weights for s in args["seeds"]]
     for run in runs:
-        run["name"] = f"f{run['lambda_f']:g}-r{run['lambda_r']:g}_seed{run['seed']}"
+        run["name"] = f"f{plain(run['lambda_f'])}-r{plain(run['lambda_r'])}_seed{run['seed']}"
         run["folder"] = Path(args["out"]) / (run["name"] if len(runs) > 1 else "")
     return runs
+
+
+def command_folders(args: dict) -> list[Path]:
+    """The folders that a command writes, and those of the command before it in the same place."""
+    before = []
+    with contextlib.suppress(OSError, ValueError):
+        before = plan_runs(stored(Path(args["out"]))[0]["args"])
+    folders = [run["folder"] for run in [*before, *plan_runs(args)]]
+    return list(dict.fromkeys([*folders, Path(args["out"])]))
 
 
 def make_split(args: dict, data: Interactions, seed: int) -> Split:
@@ -166,7 +179,7 @@ class StopSignals:
         self.received = kind
         for each in self.KINDS:
             signal.signal(each, signal.SIG_DFL)
-        say("stopping after this epoch; once more stops at once")
+        os.write(2, b"stopping after this epoch; once more stops at once\n")  # safe in a handler
 
     def __exit__(self, *exception) -> None:
         for kind, handler in zip(self.KINDS, self.before, strict=True):
@@ -204,15 +217,19 @@ class Training:
             self.epoch, self.seconds = state["epoch"], state["seconds"]
             self.best, self.failed = state["best"], state["failed"]
             histories = state["histories"]
-        elif args["overwrite"]:
-            clear(self.out)
+        self.saved = self.epoch
+        self.make_evaluators()
+        if state is None and args["overwrite"]:
+            for folder in command_folders(args):
+                clear(folder)
         self.folders = []
         for run, split, history in zip(self.runs, self.splits, histories, strict=True):
             config = describe(args, self.data, run, len(self.runs))
             self.folders.append(RunFolder(run["folder"], config, split, history))
-        self.make_evaluators()
 
     def make_evaluators(self) -> None:
+        if not self.active:
+            return
         splits = [self.splits[r] for r in self.active]
         self.test = make_evaluator(self.args, self.data, splits, "test", "train", "validation")
         self.validate = None
@@ -258,68 +275,76 @@ class Training:
 
     def train_epoch(self, bar: tqdm) -> None:
         start = time.perf_counter()
-        losses = self.stack.run_epoch(self.epoch)
+        losses = self.losses_by_run(self.stack.run_epoch(self.epoch))
         trained = time.perf_counter()
-        losses = self.drop_broken(losses)
         due = (self.epoch + 1) % self.args["eval_every"] == 0 or self.epoch + 1 == bar.total
-        due = due and bool(self.active)
-        tests = self.test(self.stack.net) if due else None
-        checks = self.validate(self.stack.net) if due and self.validate else None
+        tests, checks = self.evaluate() if due else ({}, {})
         seconds = trained - start, time.perf_counter() - trained
         self.seconds = [total + part for total, part in zip(self.seconds, seconds, strict=True)]
-        for place, r in enumerate(self.active):
-            row = {"epoch": self.epoch, **losses[place]}
-            row |= {name: tests[place][name] if due else None for name in ("mrr", "mse")}
-            if self.validate:
-                check = checks[place] if due else {"mrr": None, "mse": None}
-                row |= {"val_mrr": check["mrr"], "val_mse": check["mse"]}
+        for r in self.active:
+            row = {"epoch": self.epoch, **losses[r]}
+            row |= {name: tests[r][name] if due else None for name in ("mrr", "mse")}
+            if self.args["validation"]:
+                row |= {f"val_{name}": checks[r][name] if due else None for name in ("mrr", "mse")}
             row |= {"train_seconds": seconds[0], "eval_seconds": seconds[1]}
             self.folders[r].append(row)
             if due:
-                self.remember(r, tests[place], row)
-            if place == 0:
-                shown = {"L_F": "factorization_loss", "L_R": "regression_loss"}
-                bar.set_postfix(
-                    {short: f"{row[name]:.4f}" for short, name in shown.items()}
-                    | {name: f"{self.best[r][name]:.4f}" for name in ("mrr", "mse") if self.best[r]}
-                )
+                self.remember(r, tests[r], row)
+        if self.active:
+            best, row = self.best[self.active[0]] or {}, losses[self.active[0]]
+            shown = dict(L_F=row["factorization_loss"], L_R=row["regression_loss"])
+            shown |= {name: best[name] for name in ("mrr", "mse") if best}
+            bar.set_postfix({name: f"{value:.4f}" for name, value in shown.items()})
         self.epoch += 1
         bar.update()
 
-    def drop_broken(self, losses: dict[str, torch.Tensor]) -> list[dict[str, float]]:
-        """Each finite run's own losses, members averaged; the stack goes on without the others."""
-        per_run = {
-            name: values.unflatten(0, (len(self.active), -1)).mean(1).tolist()
-            for name, values in losses.items()
-        }
-        rows, kept = [], []
+    def losses_by_run(self, losses: dict[str, torch.Tensor]) -> dict[int, dict[str, float]]:
+        """Each run's losses, its members averaged. Runs that are no longer finite are dropped."""
+        by_run, broken = {}, {}
         for place, r in enumerate(self.active):
-            own = {name: values[place] for name, values in per_run.items()}
-            broken = self.stack.broken_table(self.members(r))
-            for name in ("factorization_loss", "regression_loss"):
-                broken = broken or (None if math.isfinite(own[name]) else name)
-            if not broken:
-                # A gradient of norm zero has no cosine: not measured rather than not finite.
-                rows.append({k: v if math.isfinite(v) else None for k, v in own.items()})
-                kept.append(r)
-                continue
-            saved = self.epoch // self.args["checkpoint_every"] * self.args["checkpoint_every"]
+            own = {
+                name: values.unflatten(0, (len(self.active), -1))[place].mean().item()
+                for name, values in losses.items()
+            }
+            tables = [self.stack.broken_table(self.members(r))]
+            tables += [k for k in ("factorization_loss", "regression_loss") if own[k] - own[k] != 0]
+            if any(tables):
+                broken[r] = next(table for table in tables if table)
+            # A gradient of norm zero has no cosine: not measured rather than not finite.
+            by_run[r] = {k: v if math.isfinite(v) else None for k, v in own.items()}
+        self.drop(broken)
+        return by_run
+
+    def evaluate(self) -> tuple[dict[int, dict], dict[int, dict]]:
+        """Test and validation metrics by run. Runs that predict no numbers are dropped."""
+        while self.active:
+            try:
+                tests = dict(zip(self.active, self.test(self.stack.net), strict=True))
+                checks = self.validate(self.stack.net) if self.validate else []
+                return tests, dict(zip(self.active, checks, strict=bool(checks)))
+            except NonFinite as error:
+                self.drop({self.active[place]: what for place, what in error.runs.items()})
+        return {}, {}
+
+    def drop(self, broken: dict[int, str]) -> None:
+        """Go on without these runs, each recorded with the table that broke."""
+        for r, table in broken.items():
             message = (
                 f"run {self.runs[r]['name']} is no longer finite at epoch {self.epoch}, in "
-                f"{broken}: its checkpoint of {saved} epochs is kept; a lower --lr may help"
+                f"{table}: its checkpoint of {self.saved} epochs is kept; a lower --lr may help"
             )
-            self.failed[r] = dict(epoch=self.epoch, table=broken, error=message)
+            self.failed[r] = dict(epoch=self.epoch, table=table, error=message)
             self.folders[r].fail(self.failed[r])
-        self.drop_to(kept)
-        if self.failed and kept and len(kept) < len(per_run["joint_loss"]):
+        if broken:
+            self.drop_to([r for r in self.active if r not in broken])
             self.make_evaluators()
-        return rows
 
     def remember(self, r: int, metrics: dict, row: dict) -> None:
         """Keep what the run returns: its last epoch, or with --select its best so far."""
         best = {**metrics, "epoch": self.epoch}
         if self.args["select"]:
-            value = math.log(row["val_mrr"]) - math.log(row["val_mse"])
+            mse = row["val_mse"]
+            value = math.log(row["val_mrr"]) - math.log(mse) if mse > 0 else math.inf
             if self.best[r] and value <= self.best[r]["value"]:
                 return
             best |= dict(value=value, val_mrr=row["val_mrr"], val_mse=row["val_mse"])
@@ -343,13 +368,14 @@ class Training:
             "failed": self.failed,
             "histories": [folder.history for folder in self.folders],
         }
-        write_whole(self.out / "resume.pt", lambda file: torch.save(state, file))
+        write_whole(self.out / "resume.pt", saved_bytes(torch.save, state))
+        self.saved = self.epoch
         for r in self.active:
             self.folders[r].save_parameters(self.returned(r))
 
     def finish(self, r: int) -> dict:
         """The run's result, written into its folder."""
-        run = {name: self.runs[r][name] for name in ("name", "seed", "lambda_f", "lambda_r")}
+        run = told(self.runs[r])
         if r in self.failed:
             self.folders[r].close()
             return {**run, **self.failed[r]}
@@ -363,6 +389,11 @@ class Training:
 
 
 # ---- the command ---------------------------------------------------------------------------
+
+
+def told(run: dict) -> dict:
+    """What every result tells of its run."""
+    return {name: run[name] for name in ("name", "seed", "lambda_f", "lambda_r")}
 
 
 def closing_table(results: list[dict]) -> str:
@@ -392,32 +423,53 @@ def stored(out: Path) -> tuple[dict, list[dict] | None]:
     if not (out / "resume.pt").is_file():
         raise FileNotFoundError(f"--resume {out}: there is no resume.pt, so no run to go on with")
     try:
-        state = torch.load(out / "resume.pt", weights_only=True)
+        state = torch.load(out / "resume.pt", map_location="cpu", weights_only=True)
         state["args"]["out"] = str(out)  # the folder may have been moved
     except Exception as error:
         raise ValueError(f"--resume {out}: resume.pt is damaged ({type(error).__name__})") from None
     results = []
-    for run in plan_runs(state["args"]):
-        result = run["folder"] / "result.json"
-        if not result.is_file():
+    for r, run in enumerate(plan_runs(state["args"])):
+        if r in state["failed"] and (
+            not state["active"] or state["epoch"] == state["args"]["epochs"]
+        ):
+            results.append({**told(run), **state["failed"][r]})
+        elif (run["folder"] / "result.json").is_file():
+            results.append(json.loads((run["folder"] / "result.json").read_text()))
+        else:
             return state, None
-        results.append(json.loads(result.read_text()))
     return state, results
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command line; the exit code."""
+    threading.excepthook = quiet_writers
+    try:
+        return command(sys.argv[1:] if argv is None else argv)
+    except KeyboardInterrupt:
+        fail("interrupted")
+        return 130
+
+
+def quiet_writers(problem) -> None:
+    """A full disk also ends TensorBoard's writing thread; the main one tells of it, in one line."""
+    if not isinstance(problem.exc_value, OSError):
+        threading.__excepthook__(problem)
+
+
+def command(argv: list[str]) -> int:
     training = results = state = None
     try:
-        args = resolve(sys.argv[1:] if argv is None else argv, __doc__)
+        args = resolve(argv, __doc__)
         if "resume" in args:
             state, results = stored(Path(args["resume"]))
             args = state["args"]
-        elif holds_run(Path(args["out"])) and not args["overwrite"]:
-            raise ValueError(
-                f"{args['out']} already holds a run: --overwrite replaces it, "
-                "--resume goes on with it, --out names another folder"
-            )
+        else:
+            taken = [folder for folder in command_folders(args) if holds_run(folder)]
+            if taken and not args["overwrite"]:
+                raise ValueError(
+                    f"{taken[-1]} already holds a run: --overwrite replaces it, "
+                    "--resume goes on with it, --out names another folder"
+                )
         if results is None:
             training = Training(args, state)
     except (ValueError, OSError) as error:

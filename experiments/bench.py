@@ -297,6 +297,7 @@ def peak_mib() -> float:
 def on_gpu(device: str) -> dict:
     """40 runs of 200 epochs on a GPU: seconds of training, the capture of its graph included."""
     data = load("ml-100k")
+    torch.cuda.set_device(device)
     loop = StackLoop(data, random_split(data, 0).train, 40, device=device)
     torch.cuda.synchronize()
     seconds = timed(lambda: [loop() for _ in range(200)])

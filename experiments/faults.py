@@ -96,7 +96,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--epochs", type=number(int, 1), default=200, help="epochs (200)")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    results = Results(args.out, {f"faults {name}": len(args.seeds) for name in VARIANTS})
+    want = {"runs": len(args.seeds), "epochs": args.epochs}
+    expected = {f"faults {name}": want for name in VARIANTS}
+    results = Results(args.out, expected)
     for name in VARIANTS:
         if f"faults {name}" not in results.done:
             lines = run_variant(name, args.seeds, args.epochs)

@@ -60,10 +60,14 @@ def attempt(arguments: list[str], kill_after: float | None) -> int | None:
     """Run train.py in a child: its exit code, or None if it was killed first."""
     child = os.fork()
     if child == 0:
-        quiet = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(quiet, 1)
-        os.dup2(quiet, 2)
-        os._exit(train.main(arguments))
+        code = 99
+        try:  # whatever happens, the child may not go on as its parent
+            quiet = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(quiet, 1)
+            os.dup2(quiet, 2)
+            code = train.main(arguments)
+        finally:
+            os._exit(code)
     if kill_after is not None:
         time.sleep(kill_after)
         with contextlib.suppress(ProcessLookupError):

@@ -32,7 +32,7 @@ import scipy.stats
 import torch
 
 import train
-from arguments import number, seed_list
+from arguments import number, resolve, seed_list
 from data import Split, load, random_split, temporal_split
 from evaluation import FullRanking, mean_squared_error, ranking_metrics, reciprocal_ranks_by_user
 from run_folder import load_run, write_whole
@@ -65,6 +65,7 @@ def plan(seeds: list[int], epochs: int) -> list[dict]:
                     "experiment": experiment,
                     "protocol": protocol,
                     "runs": len(seeds),
+                    "epochs": epochs,
                     "arguments": arguments + (SELECTED if protocol == "selected" else []),
                 }
             )
@@ -102,18 +103,20 @@ def die_with_parent() -> None:
 def work(stack: dict, folder: Path) -> int:
     """Train a stack, or go on with it, in a folder; its lines go to lines.jsonl there."""
     die_with_parent()
-    started = (folder / "resume.pt").exists()
-    arguments = (
-        ["--resume", str(folder)] if started else [*stack["arguments"], "--out", str(folder)]
-    )
-    if not started and (folder / "config.json").exists():
+    arguments = [*stack["arguments"], "--out", str(folder)]
+    wanted, before = resolve(arguments), {}
+    with contextlib.suppress(OSError, ValueError):
+        before = train.stored(folder)[0]["args"]
+    if {**before, "overwrite": False} == wanted:
+        arguments = ["--resume", str(folder)]
+    else:  # nothing there, or another study's
         arguments.append("--overwrite")
     with contextlib.redirect_stdout(sys.stderr):
         code = train.main(arguments)
     if code == 0:
         _, results = train.stored(folder)
         lines = [line_of(stack, result) for result in results]
-        write_whole(folder / "lines.jsonl", lambda file: file.write(as_text(lines).encode()))
+        write_whole(folder / "lines.jsonl", as_text(lines).encode())
     return code
 
 
@@ -259,29 +262,41 @@ def as_text(lines: list[dict]) -> str:
 
 
 class Results:
-    """The results file: whole stacks only, each appended in one write."""
+    """The results file: whole stacks only, each appended in one write.
 
-    def __init__(self, path: Path, expected: dict[str, int]):
+    Args:
+        expected: of each stack its "runs" and, where it trains, its "epochs".
+
+    Raises ValueError when the file holds a stack of another size: nothing on record is dropped.
+    """
+
+    def __init__(self, path: Path, expected: dict[str, dict]):
         self.path, self.lock = path, threading.Lock()
         text = path.read_text() if path.exists() else ""
-        lines = []
-        for line in text.splitlines(keepends=True):
-            with contextlib.suppress(ValueError):
-                lines.append(
-                    (json.loads(line)["stack"], line if line.endswith("\n") else line + "\n")
-                )
-        counts = {stack: sum(s == stack for s, _ in lines) for stack in {s for s, _ in lines}}
-        self.done = {s for s, n in counts.items() if n == expected.get(s, n)}
-        for stack in counts.keys() - self.done:
-            if stack != lines[-1][0] or counts[stack] > expected[stack] or text.endswith("\n"):
+        whole, stacks = text.splitlines(keepends=True), {}
+        if whole and not whole[-1].endswith("\n"):
+            whole.pop()  # a torn write
+        for line in map(json.loads, whole):
+            stacks.setdefault(line["stack"], []).append(line)
+        self.done = set()
+        for name, lines in stacks.items():
+            want, first = expected.get(name), lines[0]
+            if want and (
+                len(lines) > want["runs"]
+                or first.get("stack_size", want["runs"]) != want["runs"]
+                or first.get("epochs") != want.get("epochs", first.get("epochs"))
+                or (len(lines) < want["runs"] and name != list(stacks)[-1])
+            ):
                 raise ValueError(
-                    f"{path} holds {counts[stack]} runs of {stack}, not {expected[stack]}: "
-                    "name another file by --out"
+                    f"{path} holds {name} with {len(lines)} runs of {first.get('epochs')} epochs, "
+                    f"not {want['runs']} of {want.get('epochs')}: name another file by --out"
                 )
-        whole = "".join(line for stack, line in lines if stack in self.done)
+            if not want or len(lines) == want["runs"]:
+                self.done.add(name)
+        kept = "".join(line for line in whole if json.loads(line)["stack"] in self.done)
         path.parent.mkdir(parents=True, exist_ok=True)
-        if whole != text:  # a torn write: the stack it belongs to is done again
-            write_whole(path, lambda file: file.write(whole.encode()))
+        if kept != text:  # the stack that was being written is done again
+            write_whole(path, kept.encode())
 
     def append(self, text: str) -> None:
         with self.lock, self.path.open("ab", buffering=0) as file:
@@ -344,9 +359,12 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{stack['stack']:32} {stack['runs']:4}  {' '.join(stack['arguments'])}")
         print(f"{len(stacks)} stacks, {sum(stack['runs'] for stack in stacks)} runs")
         return 0
-    expected = {stack["stack"]: stack["runs"] for stack in stacks}
+    expected = {
+        stack["stack"]: {"runs": stack["runs"], "epochs": stack["epochs"]} for stack in stacks
+    }
+    expected["per_user"] = {"runs": 4 * len(seeds)}
     try:
-        results = Results(args.out, expected | {"per_user": 4 * len(seeds)})
+        results = Results(args.out, expected)
     except ValueError as error:
         parser.error(str(error))
     runs = args.runs or Path("runs") / args.out.stem

@@ -7,29 +7,42 @@ import pytest
 from experiments.study import Results, as_text, main, plan
 
 
-def lines(stack: str, n: int) -> str:
-    return as_text([{"stack": stack, "seed": seed} for seed in range(n)])
+def lines(stack: str, n: int, of: int = 3, epochs: int = 1) -> str:
+    rows = [dict(stack=stack, seed=seed, stack_size=of, epochs=epochs) for seed in range(n)]
+    return as_text(rows)
 
 
-def test_whole_stacks_are_done_and_a_torn_one_is_done_again(tmp_path):
+WANT = {name: {"runs": 3, "epochs": 1} for name in "ab"}
+
+
+@pytest.mark.parametrize("torn", ['{"stack": "b", "se', ""])
+def test_whole_stacks_are_done_and_a_torn_one_is_done_again(tmp_path, torn):
     path = tmp_path / "study.jsonl"
-    path.write_text(lines("a", 3) + lines("b", 2) + '{"stack": "b", "se')
-    results = Results(path, {"a": 3, "b": 3})
+    path.write_text(lines("a", 3) + lines("b", 2) + torn)
+    results = Results(path, WANT)
     assert results.done == {"a"} and path.read_text() == lines("a", 3)
     results.append(lines("b", 3))
-    assert Results(path, {"a": 3, "b": 3}).done == {"a", "b"}
+    assert Results(path, WANT).done == {"a", "b"}
 
 
-def test_stacks_of_another_size_are_refused_and_kept(tmp_path, capsys):
+@pytest.mark.parametrize(
+    "text", [lines("a", 10, of=10), lines("a", 3, epochs=200), lines("a", 2) + lines("b", 3)]
+)
+def test_stacks_of_another_size_are_refused_and_kept(tmp_path, text):
     path = tmp_path / "study.jsonl"
-    stack = plan([0], 1)[0]["stack"]
-    path.write_text(lines(stack, 10))
-    with pytest.raises(ValueError, match="holds 10 runs of .*, not 3: name another file by --out"):
-        Results(path, {stack: 3})
+    path.write_text(text)
+    with pytest.raises(ValueError, match="name another file by --out"):
+        Results(path, WANT)
+    assert path.read_text() == text
+
+
+def test_the_command_refuses_to_replace_what_is_on_record(tmp_path, capsys):
+    path, stack = tmp_path / "study.jsonl", plan([0], 1)[0]["stack"]
+    path.write_text(lines(stack, 10, of=10, epochs=200))
     with pytest.raises(SystemExit, match="2"):
         main(["--out", str(path), "--seeds", "0-2", "--only", "report"])
     assert "name another file by --out" in capsys.readouterr().err
-    assert path.read_text() == lines(stack, 10)
+    assert path.read_text() == lines(stack, 10, of=10, epochs=200)
 
 
 def test_the_plan_names_every_arm_once():

@@ -31,6 +31,10 @@ REPORT_TAGS = {
 }
 
 
+class Killed(BaseException):
+    """Passes every handler: nothing is saved on the way out, as by kill -9."""
+
+
 @pytest.fixture
 def command(ratings_csv, tmp_path, monkeypatch, capsys):
     """Run train.py in an empty folder: exit code, last line of stdout as JSON, stderr."""
@@ -279,12 +283,12 @@ def test_a_resumed_run_is_the_run_never_interrupted_to_the_last_bit(command, mon
 
     def killed(self, bar):
         if self.epoch == 5:
-            raise KeyboardInterrupt  # nothing is saved on the way out, as by kill -9
+            raise Killed
         run_epoch(self, bar)
 
     with monkeypatch.context() as patch:
         patch.setattr(train.Training, "train_epoch", killed)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Killed):
             command(*settings, "--out", "stopped")
     code, resumed, _ = command("--resume", "stopped", small=False)
     assert code == 0
@@ -371,12 +375,20 @@ def test_a_run_that_diverges_stops_alone_and_keeps_its_checkpoint(command):
         (["@nowhere.txt"], "nowhere.txt"),
         (["--loss", "hinge"], "hinge"),
         (["--validation", "0.97"], "0.97"),
+        (["--seeds", "0-99999999999"], "0-99999999999"),
+        (["--threads", "10000000000"], "10000000000"),
+        (["--embedding-dim", "1000000000"], "1000000000"),
+        (["--eval-chunk", "99999999999999999999"], "99999999999999999999"),
+        (["--split", "temporal", "--split-seed", "3"], "--split-seed has no effect"),
+        (["--overwrite", "--resume=nowhere"], "--resume takes no other argument"),
     ],
 )
 def test_bad_input_is_one_line_exit_code_2_and_nothing_written(
     command, ratings_csv, arguments, named
 ):
-    data = [] if "--data" in arguments or "--resume" in arguments else ["--data", str(ratings_csv)]
+    data = (
+        [] if "--data" in arguments or "resume" in str(arguments) else ["--data", str(ratings_csv)]
+    )
     code, out, err = command(*data, *arguments, small=False)
     assert code == 2 and out is None
     assert len(err.splitlines()) == 1 and named in err, err
@@ -402,22 +414,16 @@ def test_a_file_in_the_way_of_the_folder_is_one_line(command):
 
 
 def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint_whole(command, monkeypatch):
-    save = train.write_whole
-    writes = []
+    writes, fsync = [], os.fsync
 
-    def full(path, write):
-        writes.append(path)
-        if len(writes) > 2:  # the first epoch's checkpoint still fits
-
-            def fail(file):
-                write(file)
-                raise OSError(28, "No space left on device", str(path))
-
-            return save(path, fail)
-        return save(path, write)
+    def full(descriptor):
+        writes.append(descriptor)
+        if len(writes) > 8:  # the folder and two checkpoints still fit
+            raise OSError(28, "No space left on device")
+        fsync(descriptor)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "write_whole", full)
+        patch.setattr(os, "fsync", full)
         code, _, err = command("--epochs", 5, "--checkpoint-every", 1, "--out", "run")
     errors = [line for line in err.splitlines() if "error" in line]
     assert code == 2 and len(errors) == 1 and "No space left on device" in errors[0]
@@ -482,19 +488,23 @@ def test_data_that_cannot_be_ranked_is_refused_in_one_line(command, tmp_path):
         assert not Path("run").exists()
 
 
-def test_a_really_full_disk_leaves_the_last_checkpoint_whole(command, tmp_path):
+@pytest.mark.parametrize("size, dims, every", [(180, 8, 5), (720, 64, 5), (300, 64, 5)])
+def test_a_really_full_disk_leaves_the_last_checkpoint_whole(command, tmp_path, size, dims, every):
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=180k", "tmpfs", str(disk)]
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(disk)]
     if subprocess.run(mount, capture_output=True).returncode != 0:
         pytest.skip("no tmpfs can be mounted here")
     try:
-        settings = ["--epochs", 400, "--checkpoint-every", 5]
+        settings = ["--epochs", 400, "--checkpoint-every", every, "--embedding-dim", dims]
         code, _, err = command(*settings, "--out", disk / "run")
-        errors = [line for line in err.splitlines() if "error" in line]
+        errors = [line for line in err.splitlines() if "error" in line.lower()]
         assert code == 2 and len(errors) == 1 and "No space left" in errors[0]
-        state = torch.load(disk / "run/resume.pt", weights_only=True)
-        assert 0 < state["epoch"] < 400 and state["epoch"] % 5 == 0
+        assert "Traceback" not in err and "Exception" not in err
+        if (disk / "run/resume.pt").exists():  # the smallest disk holds none
+            state = torch.load(disk / "run/resume.pt", weights_only=True)
+            assert state["epoch"] < 400 and state["epoch"] % every == 0
+        assert (disk / "run/resume.pt").exists() or size == 300
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
@@ -502,6 +512,7 @@ def test_a_really_full_disk_leaves_the_last_checkpoint_whole(command, tmp_path):
 def test_deterministic_gives_the_same_bits_and_leaves_torch_as_told(command):
     command("--epochs", 2, "--out", "plain")
     command("--epochs", 2, "--deterministic", "--out", "strict")
+    assert torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(False)
     assert untimed("plain") == untimed("strict")
 
@@ -558,8 +569,181 @@ def test_compile_without_a_compiler_says_so_and_goes_on(command, monkeypatch):
 def test_compiled_losses_train_the_same_run(command):
     whole = ["--epochs", 3, "--batch-size", 3800]  # one shape to compile for
     command(*whole, "--out", "eager")
-    command(*whole, "--compile", "--out", "compiled")
+    command(*whole, "--compile", "--log-gradients", "--out", "compiled")
     one, other = (
         [float(row["joint_loss"]) for row in history(name)] for name in ("eager", "compiled")
     )
     assert one == pytest.approx(other, rel=1e-4)
+
+
+# ---- what belongs to others ----------------------------------------------------------------
+
+
+def test_overwrite_removes_the_commands_own_runs_and_nothing_else(command):
+    command("--epochs", 1, "--out", "models/one")
+    foreign = Path("models/bert")
+    foreign.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (foreign / name).write_text("{}")
+    before = Path("models/one/result.json").read_bytes()
+    assert command("--epochs", 1, "--seeds", "0-1", "--out", "models", "--overwrite")[0] == 0
+    assert command("--epochs", 1, "--seeds", "1-2", "--out", "models", "--overwrite")[0] == 0
+    assert not Path("models/f0.99-r0.01_seed0").exists()  # of the stack that was replaced
+    assert len(list(foreign.iterdir())) == 3
+    assert Path("models/one/result.json").read_bytes() == before
+
+
+def test_a_folder_with_somebody_elses_files_is_refused_even_with_overwrite(command):
+    Path("run").mkdir()
+    Path("run/config.json").write_text('{"model": "bert"}')
+    for more in ([], ["--overwrite"]):
+        code, _, err = command("--epochs", 1, *more, "--out", "run")
+        assert code == 2 and "config.json that is no run's" in err
+    assert Path("run/config.json").read_text() == '{"model": "bert"}'
+
+
+def test_a_stack_never_replaces_a_single_run_unasked(command):
+    command("--seed", 1, "--epochs", 1, "--out", "s/f0.99-r0.01_seed1")
+    before = Path("s/f0.99-r0.01_seed1/result.json").read_bytes()
+    code, _, err = command("--seeds", "0-1", "--epochs", 2, "--out", "s")
+    assert code == 2 and "already holds a run" in err
+    assert Path("s/f0.99-r0.01_seed1/result.json").read_bytes() == before
+
+
+def test_runs_of_nearly_equal_weights_have_folders_of_their_own(command):
+    weights = ["--lambda-f", 0.9999999, 0.99999999, "--lambda-r", 0.1, 0.1]
+    _, results, _ = command(*weights, "--epochs", 1, "--out", "s")
+    assert len({result["folder"] for result in results}) == 2
+
+
+def test_a_folder_called_ml_100k_is_not_taken_for_the_data(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    Path("ml-100k").mkdir()
+    assert train.resolve(["--epochs", "1"])["data"] == "ml-100k"
+
+
+# ---- runs that break -----------------------------------------------------------------------
+
+
+def test_a_run_whose_predictions_overflow_stops_alone(command, monkeypatch):
+    ratings = train.MultiTaskNet.ratings
+    calls = []
+
+    def overflow(self, *ids):
+        calls.append(1)
+        values = ratings(self, *ids)
+        if len(calls) == 2:  # at the second epoch's evaluation
+            values[1] = float("inf")
+        return values
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.MultiTaskNet, "ratings", overflow)
+        code, results, err = command("--seeds", "0-2", "--epochs", 3, "--out", "s")
+    assert code == 2 and err.count("error") == 1
+    assert [("mrr" in result) for result in results] == [True, False, True]
+    assert results[1]["epoch"] == 1 and results[1]["table"] == "predicted ratings"
+    assert len(history(results[0]["folder"])) == 3
+    _, alone, _ = command("--seed", 2, "--epochs", 3, "--out", "alone")
+    assert results[2]["mse"] == pytest.approx(alone["mse"], rel=1e-5)
+
+
+def test_a_command_whose_runs_all_broke_says_the_same_when_resumed(command):
+    broken = ["--lambda-f", 1e38, "--lambda-r", 1e38, "--optimizer", "sgd", "--epochs", 3]
+    code, result, err = command(*broken, "--out", "run")
+    assert code == 2 and "epoch 0" in result["error"]
+    again, repeated, told = command("--resume", "run", small=False)
+    assert (again, repeated) == (2, result) and "no longer finite" in told
+
+
+def test_runs_that_break_are_resumed_to_the_last_bit(command, monkeypatch):
+    settings = ["--lambda-f", 0.5, 1e38, 0.9, "--lambda-r", 0.5, 1e38, 0.1, "--optimizer", "sgd"]
+    settings += ["--epochs", 6, "--checkpoint-every", 2, "--ensemble", 2, "--validation", 0.1]
+    settings += ["--select"]
+    command(*settings, "--out", "straight")
+    train_epoch = train.Training.train_epoch
+    for stop in range(6):
+
+        def killed(self, bar, stop=stop):
+            if self.epoch == stop:
+                raise Killed
+            train_epoch(self, bar)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(train.Training, "train_epoch", killed)
+            with pytest.raises(Killed):
+                command(*settings, "--out", f"s{stop}")
+        command("--resume", f"s{stop}", small=False)
+        for name in ("f0.5-r0.5_seed0", "f0.9-r0.1_seed0"):
+            assert untimed(f"s{stop}/{name}") == untimed(f"straight/{name}")
+            assert equal_parameters(f"s{stop}/{name}", f"straight/{name}")
+
+
+def test_perfect_predictions_can_be_selected(command, tmp_path):
+    rows = [(u, i, 1) for u in range(30) for i in range(u % 7, 40, 3)]
+    same = write_csv(tmp_path / "same.csv", rows)
+    more = ["--validation", 0.1, "--select", "--clip-ratings", "--epochs", 3]
+    code, result, _ = command("--data", same, *more, "--out", "run")
+    assert code == 0 and result["mse"] == 0
+
+
+# ---- flags that must reach what they are for -----------------------------------------------
+
+
+def test_clip_ratings_cuts_predictions_to_the_training_range(command, tmp_path):
+    rows = [(u, i, 3 + (u + i) % 2) for u in range(30) for i in range(u % 7, 40, 3)]
+    data = write_csv(tmp_path / "narrow.csv", rows)
+    _, free, _ = command("--data", data, "--epochs", 1, "--out", "free")
+    _, cut, _ = command("--data", data, "--epochs", 1, "--clip-ratings", "--out", "cut")
+    assert cut["mse"] <= 1 < free["mse"]  # after one epoch predictions are still near zero
+
+
+def test_weight_decay_reaches_the_tables(command):
+    command("--epochs", 3, "--out", "free")
+    command("--epochs", 3, "--weight-decay", 5, "--out", "decayed")
+    norms = [parameters(name)["users"].norm() for name in ("free", "decayed")]
+    assert norms[1] < 0.7 * norms[0]
+
+
+def test_log_gradients_reach_history_and_tensorboard(command):
+    command("--epochs", 2, "--log-gradients", "--out", "run")
+    for row in history("run"):
+        assert -1 <= float(row["users_cosine"]) <= 1 and float(row["items_norm_ratio"]) > 0
+    assert [step for step, _ in scalars("run")["gradients/users, cosine of the tasks"]] == [0, 1]
+
+
+def test_hyperparameters_and_their_metrics_reach_tensorboard(command):
+    _, result, _ = command("--epochs", 1, "--out", "run")
+    events = EventAccumulator("run").Reload()
+    session = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    assert b"lambda_f" in session and b"shared_dims" in session
+    assert scalars("run")["result/mrr"][0][1] == pytest.approx(result["mrr"], rel=1e-6)
+
+
+@pytest.mark.parametrize("sharing", ["--shared", "--separate"])
+def test_rating_biases_are_trained_and_given_back(command, sharing):
+    _, result, _ = command("--epochs", 3, "--rating-biases", sharing, "--out", "run")
+    run = train.load_run("run")
+    assert run.model.members.rating_bias_tables()[0].abs().max() > 0
+    pairs = (run.data.user_ids[run.split.test], run.data.item_ids[run.split.test])
+    predicted = run.model.ratings(*(torch.tensor(ids) for ids in pairs)).numpy().astype(float)
+    error = ((predicted - run.data.ratings[run.split.test]) ** 2).mean()
+    assert error == pytest.approx(result["mse"], rel=1e-6)
+
+
+def test_history_and_curves_are_on_disk_after_every_epoch(command, monkeypatch):
+    train_epoch, seen = train.Training.train_epoch, []
+
+    def look(self, bar):
+        train_epoch(self, bar)
+        seen.append((len(history("run")), len(scalars("run")["eval/MSE"])))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Training, "train_epoch", look)
+        command("--epochs", 3, "--out", "run")
+    assert seen == [(1, 1), (2, 2), (3, 3)]
+
+
+def test_closing_table_gives_the_t_interval(command):
+    results = [dict(lambda_f=1.0, lambda_r=0.5, mrr=m, mse=2 * m) for m in (1.0, 2.0, 3.0, 6.0)]
+    # mean 3, sd 2.1602, t(0.975; 3) = 3.18245: half-width 3.18245 * 2.1602 / 2 = 3.4374
+    assert "3.0000 ± 2.1602 [-0.4374, 6.4374]" in train.closing_table(results)
