@@ -23,6 +23,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -62,6 +63,8 @@ def attempt(arguments: list[str], kill_after: float | None) -> int | None:
     if child == 0:
         code = 99
         try:  # whatever happens, the child may not go on as its parent
+            # tqdm's own lock is shared with the next child: killed inside it, one would hang all.
+            tqdm.set_lock(threading.RLock())
             quiet = os.open(os.devnull, os.O_WRONLY)
             os.dup2(quiet, 1)
             os.dup2(quiet, 2)
