@@ -334,3 +334,10 @@ def test_a_document_says_what_the_results_say(document):
     if document.name == "tables.md":
         assert document.read_text(encoding="utf-8") == tables.page(text)
     assert tables.stale_blocks(document, text | OTHERS) == []
+
+
+def test_the_recorded_load_stays_within_its_bound():
+    """20 million interactions, trained and evaluated for all users: RELIABILITY.md's 4 GiB."""
+    record = tables.read_bench(ROOT / "results/bench.jsonl")["scaling"]
+    load = record["by_interactions"]["20_000_000, evaluated"]
+    assert 0 < load["training_peak_mib"] <= load["peak_mib"] < 4096
