@@ -159,7 +159,8 @@ class SGD:
 
     @torch.no_grad()
     def step(self) -> None:
-        self.parameters.mul_(1 - self.lr * self.weight_decay)
+        if self.weight_decay:
+            self.parameters.mul_(1 - self.lr * self.weight_decay)
         self.parameters.add_(self.parameters.grad, alpha=-self.lr)
 
 

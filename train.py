@@ -10,6 +10,7 @@ stderr. Bad input ends in one line and exit code 2.
 """
 
 import contextlib
+import functools
 import json
 import math
 import os
@@ -136,15 +137,20 @@ def make_evaluator(args, data: Interactions, splits: list[Split], held_out: str,
     )
 
 
+@functools.cache
+def commit() -> str | None:
+    """The commit of this code, None outside a git checkout."""
+    command, here = ["git", "rev-parse", "HEAD"], Path(__file__).parent
+    try:
+        done = subprocess.run(command, cwd=here, capture_output=True, text=True)
+    except OSError:
+        return None
+    return done.stdout.strip() or None
+
+
 def describe(args: dict, data: Interactions, run: dict, n_runs: int) -> dict:
     """What config.json says of a run."""
     stacked = ("seeds", "lambda_f", "lambda_r", "out", "overwrite")
-    try:
-        command = ["git", "rev-parse", "HEAD"]
-        here = Path(__file__).parent
-        commit = subprocess.run(command, cwd=here, capture_output=True, text=True).stdout.strip()
-    except OSError:
-        commit = ""
     return {
         **{name: run[name] for name in ("name", "seed", "lambda_f", "lambda_r")},
         **{name: value for name, value in args.items() if name not in stacked},
@@ -158,7 +164,7 @@ def describe(args: dict, data: Interactions, run: dict, n_runs: int) -> dict:
             "torch": torch.__version__,
             "numpy": np.__version__,
         },
-        "commit": commit or None,
+        "commit": commit(),
     }
 
 
@@ -306,10 +312,10 @@ class Training:
                 name: values.unflatten(0, (len(self.active), -1))[place].mean().item()
                 for name, values in losses.items()
             }
-            tables = [self.stack.broken_table(self.members(r))]
-            tables += [k for k in ("factorization_loss", "regression_loss") if own[k] - own[k] != 0]
-            if any(tables):
-                broken[r] = next(table for table in tables if table)
+            losses_of_tasks = ("factorization_loss", "regression_loss")
+            infinite = [name for name in losses_of_tasks if not math.isfinite(own[name])]
+            if table := self.stack.broken_table(self.members(r)) or next(iter(infinite), None):
+                broken[r] = table
             # A gradient of norm zero has no cosine: not measured rather than not finite.
             by_run[r] = {k: v if math.isfinite(v) else None for k, v in own.items()}
         self.drop(broken)

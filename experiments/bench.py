@@ -30,6 +30,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+import train
 from arguments import number
 from data import load, random_split, synthetic
 from evaluation import Evaluator
@@ -45,18 +46,13 @@ def record(kind: str, device: str, values: dict) -> dict:
     if Path("/proc/cpuinfo").exists():
         names = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x]
         processor = names[0].partition(": ")[2] if names else processor
-    try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
-        commit = head.stdout.strip() or None
-    except OSError:
-        commit = None
     return {
         "experiment": kind,
         "date": datetime.date.today().isoformat(),
         "hardware": torch.cuda.get_device_name() if device.startswith("cuda") else processor,
         "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "commit": commit,
+        "commit": train.commit(),
         **values,
     }
 

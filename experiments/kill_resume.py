@@ -33,11 +33,10 @@ from tqdm import tqdm
 
 import train
 from arguments import number
-from data import synthetic
+from data import Interactions, synthetic
 
 
-def write_ratings(path: Path) -> None:
-    data = synthetic(60, 80, 1500, seed=0)
+def write_ratings(path: Path, data: Interactions) -> None:
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["userId", "movieId", "rating", "timestamp"])
@@ -142,7 +141,7 @@ def main() -> int:
     rng, kills, differences = random.Random(args.seed), 0, []
     with tempfile.TemporaryDirectory() as work:
         ratings = Path(work, "ratings.csv")
-        write_ratings(ratings)
+        write_ratings(ratings, synthetic(60, 80, 1500, seed=0))
         for k in tqdm(range(args.rounds), file=sys.stderr, unit="round"):
             folder = Path(work, f"round{k}")
             folder.mkdir()

@@ -1,6 +1,5 @@
 """Shared by all tests: one thread, and small planted data as a real file."""
 
-import csv
 import sys
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import data
+from experiments.kill_resume import write_ratings
 
 torch.set_num_threads(1)
 
@@ -23,9 +23,5 @@ def planted():
 def ratings_csv(planted, tmp_path_factory) -> Path:
     """The planted data as a CSV file with MovieLens' header, read by the ordinary loader."""
     path = tmp_path_factory.mktemp("data") / "ratings.csv"
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["userId", "movieId", "rating", "timestamp"])
-        columns = planted.user_ids, planted.item_ids, planted.ratings, planted.timestamps
-        writer.writerows(zip(*(column.tolist() for column in columns), strict=True))
+    write_ratings(path, planted)
     return path

@@ -5,6 +5,7 @@ import random
 import pytest
 
 import train
+from data import synthetic
 from experiments import kill_resume
 
 
@@ -14,7 +15,7 @@ class Killed(BaseException):
 
 @pytest.fixture
 def ratings(tmp_path):
-    kill_resume.write_ratings(tmp_path / "ratings.csv")
+    kill_resume.write_ratings(tmp_path / "ratings.csv", synthetic(60, 80, 1500, seed=0))
     return tmp_path / "ratings.csv"
 
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from experiments import study
 from experiments.study import Results, as_text, main, plan
 
 
@@ -49,3 +50,21 @@ def test_the_plan_names_every_arm_once():
     stacks = plan(list(range(10)), 200)
     assert len({stack["stack"] for stack in stacks}) == len(stacks) == 51
     assert len({json.dumps(stack["arguments"]) for stack in stacks}) == 51
+
+
+def test_a_stack_goes_on_with_its_own_folder_and_replaces_another_studys(
+    ratings_csv, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(study, "die_with_parent", lambda: None)
+    commands, run = [], study.train.main
+    monkeypatch.setattr(study.train, "main", lambda argv: commands.append(argv) or run(argv))
+    small = ["--data", str(ratings_csv), "--embedding-dim", "4", "--hidden", "4", "--seeds", "0,1"]
+    stack = dict(stack="a", experiment="report", protocol="report")
+    for epochs in ("2", "2", "3"):
+        assert study.work(stack | {"arguments": [*small, "--epochs", epochs]}, tmp_path) == 0
+        lines = [json.loads(line) for line in (tmp_path / "lines.jsonl").read_text().splitlines()]
+        assert [(line["seed"], line["epochs"]) for line in lines] == [
+            (0, int(epochs)),
+            (1, int(epochs)),
+        ]
+    assert ["--resume" in command for command in commands] == [False, True, False]
