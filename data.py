@@ -170,6 +170,23 @@ def temporal_split(
     return _cut(order, test_fraction, validation_fraction)
 
 
+def validation_folds(split: Split, folds: int, seed: int = 0) -> list[Split]:
+    """Ways of holding out a part of the training rows: to choose settings by more than one part.
+
+    The validation parts are drawn from `split.train` without overlap, each as large as
+    `split.test`; a fold trains on all the other rows of `split.train`, and its test part is the
+    split's. Raises ValueError when the training part is too small, or a validation part is there.
+    """
+    size = len(split.test)
+    if folds < 1 or folds * size >= len(split.train) or split.validation.size:
+        found = f"{folds} folds of {size} rows, {len(split.train)} to train on"
+        found += f", {len(split.validation)} to validate"
+        raise _wrong(found, "1 or more folds, fewer rows than the training part, no validation")
+    order = np.random.RandomState(seed).permutation(split.train)
+    parts = order[: folds * size].reshape(folds, size)
+    return [Split(split.train[~np.isin(split.train, part)], part, split.test) for part in parts]
+
+
 def _cut(order: np.ndarray, test_fraction: float, validation_fraction: float) -> Split:
     fractions = {"test_fraction": test_fraction, "validation_fraction": validation_fraction}
     for name, fraction in fractions.items():

@@ -159,6 +159,35 @@ def test_split_refuses_bad_seeds_bad_fractions_and_empty_parts(seed, fractions, 
         data.random_split(interactions(), seed, *fractions)
 
 
+@pytest.mark.parametrize("make", [lambda rows: data.random_split(rows, 0), data.temporal_split])
+def test_validation_folds_are_disjoint_parts_of_the_training_part(make):
+    split = make(data.synthetic(50, 60, 2000))
+    folds = data.validation_folds(split, 4, seed=1)
+    held_out = np.concatenate([fold.validation for fold in folds])
+    assert len(folds) == 4 and len(np.unique(held_out)) == len(held_out) == 4 * len(split.test)
+    assert np.isin(held_out, split.train).all() and not np.isin(held_out, split.test).any()
+    for fold in folds:
+        np.testing.assert_array_equal(fold.test, split.test)
+        rest = np.concatenate([fold.train, fold.validation])
+        np.testing.assert_array_equal(np.sort(rest), np.sort(split.train))
+        assert fold.train.dtype == fold.validation.dtype == np.int64
+
+
+def test_validation_folds_follow_their_seed_alone():
+    split = data.random_split(data.synthetic(50, 60, 2000), 0)
+    first, again, other = (data.validation_folds(split, 2, seed)[1] for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first.train, again.train)
+    np.testing.assert_array_equal(first.validation, again.validation)
+    assert not np.array_equal(first.validation, other.validation)
+
+
+@pytest.mark.parametrize("folds, validation_fraction", [(0, 0), (19, 0), (2, 0.05)])
+def test_validation_folds_refuse_what_they_cannot_hold_out(folds, validation_fraction):
+    split = data.random_split(data.synthetic(50, 60, 2000), 0, 0.05, validation_fraction)
+    with pytest.raises(ValueError, match=f"{folds} folds of 100 rows"):
+        data.validation_folds(split, folds)
+
+
 def test_temporal_split_refuses_data_without_timestamps():
     with pytest.raises(ValueError, match="four has no timestamps"):
         data.temporal_split(interactions(timestamps=None))
