@@ -3,15 +3,16 @@
     python -m experiments.baselines                                # every method, splits 0 to 4
     python -m experiments.baselines --methods ease als --splits 0  # some methods, one split
     python -m experiments.baselines --split temporal               # train on the past
-    python -m experiments.baselines --tune ease als                # choose settings, by validation
+    python -m experiments.baselines --tune ease als                # search for their settings
 
 The simple methods are written out here. The strong ones are the real libraries
 (requirements-peers.txt), each behind a few lines, on one thread, skipped where not installed.
 
-Settings are chosen on the validation part inside split 0's training part, never on a test part, and
-the search is recorded in results/baselines_tuning.jsonl; METHODS below holds what it chose. A
-method is then fitted on the whole training part of each split and tested once, one line in
-results/baselines.jsonl for each (method, settings, split, seed); lines already there stand.
+Settings are chosen by the mean over validation parts inside split 0's training part, never by its
+test part: a line in results/baselines_tuning.jsonl for each settings tried, and METHODS below holds
+the best. A method is then fitted on the whole training part of each split and tested once, a line
+in results/baselines.jsonl for each (method, settings, split, seed). Lines already there stand, so
+an interrupted command goes on where it was; delete lines to have them computed again.
 """
 
 import os
@@ -28,7 +29,6 @@ import io
 import json
 import platform
 import statistics
-import subprocess
 import sys
 import time
 import warnings
@@ -42,7 +42,8 @@ import torch
 
 import evaluation
 from arguments import seed_list
-from data import load, random_split, temporal_split
+from data import load, random_split, temporal_split, validation_folds
+from train import commit
 
 
 class Train(NamedTuple):
@@ -222,12 +223,14 @@ def fit_fm(train, seed, rank, iterations, implicit_features):
 
 
 class Method(NamedTuple):
-    """A method, the settings the search chose, and the search: its space and its budget."""
+    """A method, the settings the search chose, and the search: where it looks, and its budget."""
 
     fit: Callable
     settings: dict = {}
     space: dict = {}  # name -> list of choices, or (low, high) to draw from log-uniformly
-    trials: int = 0  # fits the search may make
+    trials: int = 0  # settings to try, each once on every fold
+    folds: int = 4  # validation parts a trial is judged by
+    first: list = []  # settings to begin with; what one leaves out is drawn
     package: str | None = None  # on PyPI; None for what is written out here
     module: str | None = None
 
@@ -239,26 +242,41 @@ METHODS = {
     "item-knn": Method(
         fit_item_knn, {"neighbours": 319, "shrinkage": 3.81},
         {"neighbours": (10, 1000), "shrinkage": (0.1, 1000.0)}, 40),
-    "ease": Method(fit_ease, {"ridge": 554.0}, {"ridge": (10.0, 5000.0)}, 20),
+    "ease": Method(
+        fit_ease, {"ridge": 554.0}, {"ridge": (10.0, 5000.0)}, 20, first=[{"ridge": 200.0}]),
     "als": Method(
         fit_als, {"factors": 16, "regularization": 13.2, "alpha": 2.49, "iterations": 10},
         {"factors": [16, 32, 64, 128], "regularization": (0.1, 100.0), "alpha": (0.5, 20.0),
-         "iterations": [10, 20, 30]}, 40, "implicit", "implicit"),
+         "iterations": [10, 20, 30]}, 50,
+        first=[{"factors": 64, "regularization": 20.0, "alpha": 2.0, "iterations": 30}],
+        package="implicit", module="implicit"),
     "implicit-bpr": Method(
         fit_implicit_bpr,
         {"factors": 128, "learning_rate": 0.00133, "regularization": 0.00132, "iterations": 324},
         {"factors": [32, 64, 128], "learning_rate": (0.001, 0.1), "regularization": (0.001, 0.1),
-         "iterations": (30, 400)}, 30, "implicit", "implicit"),
+         "iterations": (30, 400)}, 15,
+        first=[{"factors": 128, "learning_rate": 0.00133, "regularization": 0.00132,
+                "iterations": 324},
+               {"factors": 64, "learning_rate": 0.01, "regularization": 0.01, "iterations": 100}],
+        package="implicit", module="implicit"),
     "cornac-bpr": Method(
         fit_cornac_bpr, {"k": 32, "max_iter": 226, "learning_rate": 0.00761, "lambda_reg": 0.00555},
         {"k": [32, 64, 128], "max_iter": (50, 400), "learning_rate": (0.005, 0.2),
-         "lambda_reg": (0.001, 0.1)}, 30, "cornac", "cornac"),
+         "lambda_reg": (0.001, 0.1)}, 18,
+        first=[{"k": 32, "max_iter": 226, "learning_rate": 0.00761, "lambda_reg": 0.00555},
+               {"k": 64, "max_iter": 200, "learning_rate": 0.01, "lambda_reg": 0.01}],
+        package="cornac", module="cornac"),
     "warp": Method(
         fit_warp,
         {"no_components": 64, "learning_rate": 0.02, "item_alpha": 0.000188, "user_alpha": 0.000791,
          "epochs": 86},
         {"no_components": [32, 64, 128], "learning_rate": (0.01, 0.1), "item_alpha": (1e-6, 1e-3),
-         "user_alpha": (1e-7, 1e-3), "epochs": (10, 100)}, 30, "lightfm-next", "lightfm"),
+         "user_alpha": (1e-7, 1e-3), "epochs": (10, 200)}, 12,
+        first=[{"no_components": 64, "learning_rate": 0.02, "item_alpha": 0.000188,
+                "user_alpha": 0.000791, "epochs": 86},
+               {"no_components": 64, "learning_rate": 0.02, "item_alpha": 2e-4, "user_alpha": 2e-4,
+                "epochs": 150}],
+        package="lightfm-next", module="lightfm"),
     # rating
     "global-mean": Method(fit_global_mean),
     "biases": Method(
@@ -267,13 +285,18 @@ METHODS = {
     "cornac-mf": Method(
         fit_cornac_mf, {"k": 64, "max_iter": 98, "learning_rate": 0.00382, "lambda_reg": 0.0595},
         {"k": [16, 32, 64, 128], "max_iter": (20, 300), "learning_rate": (0.002, 0.05),
-         "lambda_reg": (0.02, 0.3)}, 60, "cornac", "cornac"),
+         "lambda_reg": (0.02, 0.3)}, 50,
+        first=[{"k": 64, "max_iter": 98, "learning_rate": 0.00382, "lambda_reg": 0.0595},
+               {"k": 32}],
+        package="cornac", module="cornac"),
     "fm": Method(
         functools.partial(fit_fm, implicit_features=False), {"rank": 10, "iterations": 300},
-        {"rank": [5, 10, 20, 40], "iterations": [300]}, 4, "myfm", "myfm"),
+        {"rank": [10, 20, 40], "iterations": [300]}, 3, folds=2,
+        first=[{"rank": 10}, {"rank": 20}, {"rank": 40}], package="myfm", module="myfm"),
     "fm-implicit": Method(
         functools.partial(fit_fm, implicit_features=True), {"rank": 8, "iterations": 300},
-        {"rank": [4, 8, 16, 32], "iterations": [300]}, 4, "myfm", "myfm"),
+        {"rank": [8, 16, 32], "iterations": [300]}, 3, folds=2,
+        first=[{"rank": 8}, {"rank": 16}, {"rank": 32}], package="myfm", module="myfm"),
 }
 # fmt: on
 
@@ -320,15 +343,16 @@ def fit_and_test(name, data, seed, train_rows, test_rows, settings):
     return metrics
 
 
-def tune(name, data):
-    """Choose a method's settings by split 0's validation part: the record of the search."""
+def tune(name, data, path):
+    """Search for a method's settings: the best, by the mean over folds of split 0's training part.
+
+    A search is the same every time, and takes the figures that are in `path` from there: one that
+    was cut short goes on where it was.
+    """
     import optuna
 
-    method, split = METHODS[name], random_split(data, 0, 0.05, validation_fraction=0.05)
-    if all(isinstance(choices, list) for choices in method.space.values()):
-        sampler = optuna.samplers.GridSampler(method.space)
-    else:
-        sampler = optuna.samplers.TPESampler(seed=0)
+    method, done = METHODS[name], {identity(record): record for record in read_lines(path)}
+    folds = validation_folds(random_split(data, 0, 0.05), method.folds)
 
     def draw(trial, key, choices):
         if isinstance(choices, list):
@@ -339,28 +363,39 @@ def tune(name, data):
 
     def objective(trial):
         settings = {key: draw(trial, key, choices) for key, choices in method.space.items()}
+        record = {"experiment": "baselines_tuning", "method": name, "settings": settings}
+        record |= {"split": "random", "seed": 0}
+        if identity(record) not in done:
+            lines = [
+                fit_and_test(name, data, seed, fold.train, fold.validation, settings)
+                for seed, fold in enumerate(folds)
+            ]
+            for metric in ("mrr", "mse", "fit_seconds"):  # a list, one a fold
+                record[metric] = [line[metric] for line in lines]
+            append_line(path, record | provenance(name))
+            done[identity(record)] = record
         trial.set_user_attr("settings", settings)
-        metrics = fit_and_test(name, data, 0, split.train, split.validation, settings)
-        return metrics["mse"] if metrics["mrr"] is None else -metrics["mrr"]
+        return validation_loss(done[identity(record)])
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study, start = optuna.create_study(sampler=sampler), time.perf_counter()
+    sampler = optuna.samplers.TPESampler(seed=0, n_startup_trials=method.trials // 4)
+    study = optuna.create_study(sampler=sampler)
+    for settings in method.first:
+        study.enqueue_trial(settings)
     study.optimize(objective, method.trials)
-    trials = [[trial.user_attrs["settings"], abs(trial.value)] for trial in study.trials]
-    chosen, value = trials[study.best_trial.number]
-    record = {"experiment": "baselines_tuning", "method": name, "settings": chosen}
-    record |= {"validation_mrr_or_mse": value, "sampler": type(sampler).__name__}
-    record |= {"space": method.space, "trials": trials}
-    return record | {"seconds": time.perf_counter() - start, **provenance(name)}
+    return study.best_trial.user_attrs["settings"]
+
+
+def validation_loss(record):
+    """What the search makes small: the mean MSE over the folds, or minus the mean MRR."""
+    rates = record["mrr"][0] is None
+    return statistics.fmean(record["mse"] if rates else [-mrr for mrr in record["mrr"]])
 
 
 def provenance(name):
     packages = ["numpy", "scipy", "torch", *filter(None, [METHODS[name].package])]
     versions = {package: importlib.metadata.version(package) for package in packages}
-    git = ["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"]
-    done = subprocess.run(git, capture_output=True, text=True)
-    commit = done.stdout.strip() if done.returncode == 0 else None
-    return {"versions": {"python": platform.python_version(), **versions}, "commit": commit}
+    return {"versions": {"python": platform.python_version(), **versions}, "commit": commit()}
 
 
 def identity(record):
@@ -425,7 +460,7 @@ def main(arguments=None):
     add = parser.add_argument
     text = "which to fit and test: %(choices)s (default: all)"
     add("--methods", nargs="+", choices=names, default=names, metavar="METHOD", help=text)
-    text = "choose settings by validation and test nothing: %(choices)s"
+    text = "search for the settings of these, by validation, and test nothing: %(choices)s"
     add("--tune", nargs="+", choices=tunable, metavar="METHOD", help=text)
     text = "what the test part is (default: %(default)s)"
     add("--split", choices=["random", "temporal"], default="random", help=text)
@@ -447,9 +482,8 @@ def main(arguments=None):
 
     if options.tune:
         for name in chosen:
-            record = tune(name, data)
-            append_line(options.results / "baselines_tuning.jsonl", record)
-            result.append({key: record[key] for key in ("method", "settings")})
+            settings = tune(name, data, options.results / "baselines_tuning.jsonl")
+            result.append({"method": name, "settings": settings})
         print(json.dumps(result))
         return
 

@@ -11,6 +11,7 @@ from data import random_split, synthetic
 from experiments import baselines
 from experiments.baselines import METHODS, Train, fit_and_test
 
+RESULTS = Path(baselines.__file__).parent.parent / "results"
 SMALL_SETTINGS = {  # enough to learn the synthetic data within a second or two
     "item-knn": {"neighbours": 50, "shrinkage": 5.0},
     "ease": {"ridge": 20.0},
@@ -159,21 +160,51 @@ def test_a_fit_sees_nothing_but_its_training_rows(data, monkeypatch):
     assert np.array_equal(seen[0].ratings, data.ratings[split.train])
 
 
-def test_tuning_never_touches_the_test_part(data, monkeypatch):
-    pytest.importorskip("optuna")
+@pytest.fixture
+def searched(data, monkeypatch, tmp_path):
+    """(name, trials) -> the settings chosen; the rows of every fit; the file of lines."""
     rows = []
 
     def fit_and_test_spy(name, data, seed, train_rows, test_rows, settings):
         rows.append((train_rows, test_rows))
         return fit_and_test(name, data, seed, train_rows, test_rows, settings)
 
+    def search(name, trials):
+        monkeypatch.setitem(METHODS, name, METHODS[name]._replace(trials=trials))
+        return baselines.tune(name, data, tmp_path / "tuning.jsonl")
+
     monkeypatch.setattr(baselines, "fit_and_test", fit_and_test_spy)
-    monkeypatch.setitem(METHODS, "ease", METHODS["ease"]._replace(trials=3))
-    record = baselines.tune("ease", data)
+    return search, rows, tmp_path / "tuning.jsonl"
+
+
+@pytest.mark.parametrize("name, metric, best", [("ease", "mrr", max), ("biases", "mse", min)])
+def test_tuning_chooses_the_best_mean_over_folds_that_hold_no_test_row(
+    data, searched, name, metric, best
+):
+    search, rows, path = searched
+    chosen = search(name, 3)
+    lines = baselines.read_lines(path)
+    assert len(lines) == 3 and len(rows) == 3 * METHODS[name].folds
     test_rows = random_split(data, 0).test
-    assert len(rows) == len(record["trials"]) == 3
     assert not any(np.isin(part, test_rows).any() for parts in rows for part in parts)
-    assert record["settings"] == max(record["trials"], key=lambda trial: trial[1])[0]
+    assert not any(np.isin(*parts).any() for parts in rows)
+    assert chosen == best(lines, key=lambda line: np.mean(line[metric]))["settings"]
+
+
+def test_tuning_begins_with_the_first_settings_and_goes_on_where_it_was_cut_short(searched):
+    search, rows, path = searched
+    chosen, whole = search("ease", 6), path.read_text()
+    assert json.loads(whole.splitlines()[0])["settings"] == METHODS["ease"].first[0]
+    cut = sum(map(len, whole.splitlines(keepends=True)[:4])) + 50
+    path.write_text(whole[:cut])
+    rows.clear()
+    assert search("ease", 6) == chosen
+    assert len(rows) == 2 * METHODS["ease"].folds
+    keys = ("settings", "mrr")
+    lines, again = map(json.loads, whole.splitlines()), baselines.read_lines(path)
+    assert [[line[key] for key in keys] for line in lines] == [
+        [line[key] for key in keys] for line in again
+    ]
 
 
 def run_main(arguments, data, monkeypatch, capsys):
@@ -231,11 +262,10 @@ def test_a_wrong_argument_is_a_value_error(arguments):
 
 
 def test_settings_are_those_the_recorded_search_chose():
-    path = Path(baselines.__file__).parent.parent / "results" / "baselines_tuning.jsonl"
-    chosen = {}
-    for record in map(json.loads, path.read_text().splitlines()):
-        chosen[record["method"]] = record
-    assert set(chosen) == {name for name, method in METHODS.items() if method.space}
-    for name, record in chosen.items():
-        assert METHODS[name].settings == record["settings"]
-        assert len(record["trials"]) == METHODS[name].trials
+    lines = baselines.read_lines(RESULTS / "baselines_tuning.jsonl")
+    for name, method in METHODS.items():
+        tried = [line for line in lines if line["method"] == name]
+        assert len(tried) <= method.trials and bool(tried) == bool(method.space)
+        assert all(len(line["mrr"]) == method.folds for line in tried)
+        if tried:
+            assert method.settings == min(tried, key=baselines.validation_loss)["settings"]
