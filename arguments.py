@@ -11,6 +11,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from models import RATING_HEADS
 from multitask import LOSSES
 
 
@@ -133,7 +134,27 @@ def build_parser(description: str = "") -> argparse.ArgumentParser:
     add("--ranking-dim", type=width, metavar="D_F", help="dimensions that ranking sees (D)")
     add("--rating-dim", type=width, metavar="D_R", help="dimensions that rating sees (D)")
     add("--hidden", type=width, default=64, metavar="H", help="hidden units of the MLP (64)")
-    add("--rating-biases", action="store_true", help="user and item biases in the rating head too")
+    add(
+        "--rating-head",
+        choices=RATING_HEADS,
+        default="mlp",
+        help="predict a rating by the MLP, by the dot product u·q, or by their sum (mlp)",
+    )
+    add(
+        "--rating-biases",
+        action="store_true",
+        help="the mean rating, user and item biases in the rating head too",
+    )
+    add(
+        "--user-history",
+        action="store_true",
+        help="a user's vector also sums a vector of each training item",
+    )
+    add(
+        "--item-history",
+        action="store_true",
+        help="an item's vector also sums a vector of each training user",
+    )
 
     add = parser.add_argument_group("tasks").add_argument
     weight = number(float, 0)
@@ -162,14 +183,64 @@ def build_parser(description: str = "") -> argparse.ArgumentParser:
 
     add = parser.add_argument_group("training").add_argument
     add("--epochs", type=size, default=200, help="passes over the training interactions (200)")
-    add("--batch-size", type=size, default=256, metavar="B", help="interactions a step (256)")
+    add(
+        "--batch-by",
+        choices=["interaction", "user"],
+        default="interaction",
+        help="what a batch is of: interactions, or users with all theirs, for --loss softmax",
+    )
+    add(
+        "--batch-size",
+        type=size,
+        default=256,
+        metavar="B",
+        help="interactions, or users, a step (256)",
+    )
     add("--optimizer", choices=["adam", "sgd"], default="adam", help="adam or sgd")
     add("--lr", type=positive, default=1e-3, help="learning rate (0.001)")
     add(
+        "--schedule",
+        choices=["constant", "cosine"],
+        default="constant",
+        help="learning rate over the epochs: as it is, or down to 0 as a cosine",
+    )
+    add(
         "--weight-decay",
         type=number(float, 0),
+        nargs="+",
+        default=[0.0],
+        metavar="W",
+        help="weight decay of all parameters, decoupled in adam (0); or three: of the tables' "
+        "columns that are ranking's own, common, and rating's own",
+    )
+    rate = number(float, 0, 0.99)
+    add(
+        "--history-dropout",
+        type=rate,
         default=0.0,
-        help="weight decay, decoupled in adam (0)",
+        metavar="P",
+        help="share of a history left out in training (0)",
+    )
+    add(
+        "--ranking-dropout",
+        type=rate,
+        default=0.0,
+        metavar="P",
+        help="dropout of the user's vector that ranking sees (0)",
+    )
+    add(
+        "--rating-dropout",
+        type=rate,
+        default=0.0,
+        metavar="P",
+        help="dropout of the user's and the item's vector that rating sees (0)",
+    )
+    add(
+        "--average",
+        type=number(float, 0, 0.999999),
+        default=0.0,
+        metavar="DECAY",
+        help="return the steps' exponential average of the parameters, with this decay (0: off)",
     )
     add(
         "--seed",
@@ -304,6 +375,24 @@ def resolve(argv: list[str], description: str = "") -> dict:
             raise ValueError("--lambda-f 0 with --lambda-r 0 leaves no loss: one must be above 0")
     if len(set(pairs)) < len(pairs):
         raise ValueError("--lambda-f and --lambda-r name a pair of weights twice: give it once")
+    decay = args["weight_decay"]
+    if len(decay) not in (1, 3):
+        raise ValueError(f"--weight-decay takes 1 or 3 values, not {len(decay)}")
+    args["weight_decay"] = decay[0] if len(decay) == 1 else decay
+    by_user = args["batch_by"] == "user"
+    if by_user and args["loss"] != "softmax":
+        raise ValueError(
+            f"--batch-by user needs --loss softmax: --loss {args['loss']} samples by interaction"
+        )
+    histories = args["user_history"] or args["item_history"]
+    if args["history_dropout"] and not histories:
+        raise ValueError(
+            "--history-dropout has no effect without a history: add --user-history or "
+            "--item-history"
+        )
+    dropouts = args["ranking_dropout"] or args["rating_dropout"]
+    if args["compile"] and (by_user or histories or dropouts):
+        raise ValueError("--compile is for batches by interaction, without history or dropout")
     if args["select"] and not args["validation"]:
         raise ValueError("--select needs a validation part: add --validation 0.05")
     if args["split"] == "temporal" and args["split_seed"] is not None:
@@ -337,8 +426,10 @@ def default_name(args: dict) -> str:
     for key, value in args.items():
         default = parser.get_default(key)
         default = args["embedding_dim"] if key in ("ranking_dim", "rating_dim") else default
+        default = default[0] if key == "weight_decay" else default
         if key not in told and value != default:
-            name.append(key.replace("_", "-") + ("" if value is True else f"{value}"))
+            text = "-".join(map(plain, value)) if isinstance(value, list) else f"{value}"
+            name.append(key.replace("_", "-") + ("" if value is True else text))
     if args["data"] != "ml-100k":
         name.insert(0, Path(args["data"]).stem)
     return "_".join(name).replace("/", "-")[:200]

@@ -69,7 +69,7 @@ def pairwise_step(
     hidden = torch.baddbmm(net.hidden_bias, features, net.hidden_weight).relu_()
     predicted = torch.baddbmm(net.output_bias, hidden, net.output_weight).squeeze(-1)
     if net.rating_biases:
-        predicted += net.bias_sum(net.rating_bias_tables(), users, items)
+        predicted += net.bias_sum(net.rating_bias_tables(), users, items) + net.mean_rating
     error = predicted - ratings
     regression = error.square().mean(1)
     error = error * (2 / batch * lambda_r)[:, None]  # ∂L/∂r̂, (R, B)

@@ -12,12 +12,15 @@ parameters, so one backward pass and one optimizer step serve them all.
 Shapes: R runs, B batch, n training interactions of a run.
 """
 
+import copy
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from gradients import WRITTEN_OUT, pairwise_step
 from models import MultiTaskNet, random_stream
@@ -59,6 +62,23 @@ def softmax_loss(scores: Tensor, item_ids: Tensor) -> Tensor:
     _require_equal_shapes(scores=scores[..., 0], item_ids=item_ids)
     picked = scores.gather(-1, item_ids.unsqueeze(-1)).squeeze(-1)
     return (scores.logsumexp(-1) - picked).mean(-1)
+
+
+def user_softmax_loss(scores: Tensor, place: Tensor, item_ids: Tensor, real: Tensor) -> Tensor:
+    """The softmax loss of all interactions of a batch of users, at one row of scores a user.
+
+    The mean over a run's P interactions of −log( exp p_ij / Σ_k exp p_ik ): (R, B, n_items)
+    scores; (R, P) each: the user's place in the batch, the item's id, and False for padding,
+    which doesn't count -> (R,). Raises ValueError when shapes differ.
+    """
+    _require_equal_shapes(place=place, item_ids=item_ids, real=real)
+    picked = scores.flatten(1).gather(1, place * scores.shape[-1] + item_ids)
+    return _mean((scores.logsumexp(-1).gather(1, place) - picked), real)
+
+
+def _mean(values: Tensor, real: Tensor) -> Tensor:
+    """(R, P) -> (R,), over the values that are no padding."""
+    return (values * real).sum(1) / real.sum(1).clamp(min=1)
 
 
 def regression_loss(predicted: Tensor, ratings: Tensor) -> Tensor:
@@ -124,7 +144,7 @@ class Adam:
     kernel's own time. Its state is three tensors. Source: Loshchilov and Hutter, ICLR 2019.
     """
 
-    def __init__(self, parameters: Tensor, lr: float, weight_decay: float):
+    def __init__(self, parameters: Tensor, lr: float, weight_decay: float | Tensor):
         self.parameters, self.lr, self.weight_decay = parameters, lr, weight_decay
         self.state = {name: torch.zeros_like(parameters) for name in ("mean", "square")}
         self.state["steps"] = torch.zeros((), device=parameters.device)
@@ -133,6 +153,10 @@ class Adam:
     def step(self) -> None:
         mean, square, steps = self.state.values()
         steps.add_(1)
+        decay = self.weight_decay
+        if isinstance(decay, Tensor):  # the kernel knows one for all
+            self.parameters.addcmul_(self.parameters, decay, value=-self.lr)
+            decay = 0.0
         torch._fused_adamw_(
             [self.parameters],
             [self.parameters.grad],
@@ -143,7 +167,7 @@ class Adam:
             lr=self.lr,
             beta1=0.9,
             beta2=0.999,
-            weight_decay=self.weight_decay,
+            weight_decay=decay,
             eps=1e-8,
             amsgrad=False,
             maximize=False,
@@ -153,13 +177,13 @@ class Adam:
 class SGD:
     """Plain gradient descent: θ ← θ − lr · (gradient + weight_decay · θ). No state."""
 
-    def __init__(self, parameters: Tensor, lr: float, weight_decay: float):
+    def __init__(self, parameters: Tensor, lr: float, weight_decay: float | Tensor):
         self.parameters, self.lr, self.weight_decay = parameters, lr, weight_decay
         self.state: dict[str, Tensor] = {}
 
     @torch.no_grad()
     def step(self) -> None:
-        if self.weight_decay:
+        if isinstance(self.weight_decay, Tensor) or self.weight_decay:
             self.parameters.mul_(1 - self.lr * self.weight_decay)
         self.parameters.add_(self.parameters.grad, alpha=-self.lr)
 
@@ -178,7 +202,18 @@ class Stack:
         lambda_f, lambda_r: (R,) task weights λ_F and λ_R.
         loss: "sigmoid", "bpr" or "softmax".
         exclude_positives: never draw one of the user's own training items as a negative.
+        batch_by: "interaction", or "user": a batch is then of ``batch_size`` users with all their
+            interactions, and needs the softmax loss.
         optimizer: "adam" or "sgd"; ``lr`` its learning rate.
+        weight_decay: of all parameters; or three, of the embedding tables alone, for the columns
+            of ranking's own, common, and rating's own.
+        schedule: "constant", or "cosine": the rate of step t of T is lr · (1 + cos(π t / T)) / 2.
+        epochs: how many there will be, which the cosine needs.
+        history_dropout, ranking_dropout, rating_dropout: rates of dropout in training, of the
+            interactions in a history, of u_i in the ranking window, of u_i and q_j in the rating
+            window.
+        average: the parameters returned are the exponential average of the steps', with this
+            decay (the plain mean of the first 1 / (1 − decay) steps). 0: the last step's.
         log_gradients: measure the tasks' gradients at the first batch of each epoch.
         compile: compile the losses and their gradients (needs a C++ compiler, or CUDA).
     """
@@ -198,7 +233,14 @@ class Stack:
         batch_size: int = 256,
         optimizer: str = "adam",
         lr: float = 1e-3,
-        weight_decay: float = 0.0,
+        weight_decay: float | Sequence[float] = 0.0,
+        schedule: str = "constant",
+        epochs: int = 1,
+        batch_by: str = "interaction",
+        history_dropout: float = 0.0,
+        ranking_dropout: float = 0.0,
+        rating_dropout: float = 0.0,
+        average: float = 0.0,
         log_gradients: bool = False,
         compile: bool = False,
     ):
@@ -217,27 +259,96 @@ class Stack:
                 NegativeSampler(self.users[rows], self.items[rows], net.n_items, exclude_positives)
                 for rows in self.train
             ]
-        self.make_optimizer = lambda flat: OPTIMIZERS[optimizer](flat, lr, weight_decay)
+        self.lr, self.schedule, self.epochs, self.batch_by = lr, schedule, epochs, batch_by
+        dropout = history_dropout, ranking_dropout, rating_dropout
+        self.history_dropout, self.ranking_dropout, self.rating_dropout = dropout
+        self.streams: list[torch.Generator] = []
+        batched = net.n_users if batch_by == "user" else self.train.shape[1]
+        self.steps = math.ceil(batched / batch_size)
+        self.optimizer_class, self.weight_decay, self.average = (
+            OPTIMIZERS[optimizer],
+            weight_decay,
+            average,
+        )
+        self.returned = copy.deepcopy(net) if average else net
         self._flatten([parameter.data for parameter in net.parameters()])
-        self.compiled, self.training_losses = compile, self.losses
+        self._observe()
+        self.plain = (  # the reference's step, which gradients.py writes out
+            not any((*dropout, *net.histories(), batch_by == "user", net.rating_head != "mlp"))
+        )
+        # A captured step has its rate and its draws fixed.
+        self.replayable = self.plain and self.device.type == "cuda" and schedule == "constant"
+        self.compiled = compile
+        self.training_losses = self.losses if batch_by == "interaction" else self.user_losses
         if compile:  # autograd's step fuses better than the one written out, and wins when large
             self.training_losses = torch.compile(self.losses, dynamic=False)
         self.graph = None
 
-    def _flatten(self, values: list[Tensor]) -> None:
+    def _flatten(self, values: list[Tensor], average: Tensor | None = None) -> None:
         """Put all parameters in one flat tensor, each a view of it, and likewise the gradients.
 
         One memory fill clears the gradients, and one fused call updates all parameters.
         """
         self.parameters = torch.nn.Parameter(torch.cat([value.flatten() for value in values]))
         self.parameters.grad = torch.zeros_like(self.parameters)
-        offset = 0
-        for parameter, value in zip(self.net.parameters(), values, strict=True):
-            end = offset + value.numel()
-            parameter.data = self.parameters.data[offset:end].view(value.shape)
-            parameter.grad = self.parameters.grad[offset:end].view(value.shape)
-            offset = end
-        self.optimizer = self.make_optimizer(self.parameters)
+        for parameter, view, slope in zip(
+            self.net.parameters(),
+            self._views(self.parameters.data, values),
+            self._views(self.parameters.grad, values),
+            strict=True,
+        ):
+            parameter.data, parameter.grad = view, slope
+        if self.average:
+            self.averaged = self.parameters.detach().clone() if average is None else average
+            views = self._views(self.averaged, values)
+            for parameter, view in zip(self.returned.parameters(), views, strict=True):
+                parameter.data = view
+        decay = self.weight_decay
+        if isinstance(decay, Sequence):
+            decay = self._decay_by_column(*decay)
+        self.optimizer = self.optimizer_class(self.parameters, self.lr, decay)
+
+    @staticmethod
+    def _views(flat: Tensor, like: list[Tensor]) -> list[Tensor]:
+        parts = flat.split([value.numel() for value in like])
+        return [part.view(value.shape) for part, value in zip(parts, like, strict=True)]
+
+    def _decay_by_column(self, ranking: float, common: float, rating: float) -> Tensor:
+        """The weight decay of each parameter, flat: that of its column in the tables, else 0."""
+        net = self.net
+        sizes = [net.ranking_dim - net.shared_dims, net.shared_dims]
+        sizes += [net.rating_dim - net.shared_dims]
+        columns = torch.tensor([ranking, common, rating]).repeat_interleave(torch.tensor(sizes))
+        tables = net.tables()
+        return torch.cat(
+            [
+                (columns if name in tables else torch.zeros(1)).to(p).expand(p.shape).flatten()
+                for name, p in net.named_parameters()
+            ]
+        )
+
+    def _observe(self) -> None:
+        train = self.train.to(self.device)
+        for net in {self.net, self.returned}:
+            net.observe(self.users[train], self.items[train], self.ratings[train])
+
+    def dropped(self, values: Tensor, rate: float, sizes: Sequence[int] | None = None) -> Tensor:
+        """Dropout, x · 1[uniform ≥ rate] / (1 − rate), each run's draws from its own stream.
+
+        (R, ...) values; or flat ones, of which run r's are sizes[r] in a row.
+        Source: Srivastava et al., JMLR 2014.
+        """
+        if not rate:
+            return values
+        sizes = sizes or [values[0].numel()] * len(values)
+        uniform = torch.cat(
+            [torch.rand(n, generator=own) for n, own in zip(sizes, self.streams, strict=True)]
+        )
+        keep = (uniform >= rate).to(values.dtype).div_(1 - rate)
+        return values * keep.to(values.device).view(values.shape)
+
+    def thin(self, weights: Tensor, sizes: Sequence[int]) -> Tensor:
+        return self.dropped(weights, self.history_dropout, sizes)
 
     def losses(
         self, users: Tensor, items: Tensor, negatives: Tensor | None, ratings: Tensor
@@ -251,28 +362,51 @@ class Stack:
         every factorization loss and is left out. The rating head runs on the positives alone.
         """
         net = self.net
-        u, q = net.rows(net.users, users), net.rows(net.items, items)
+        u, q = net.user_rows(users, self.thin), net.item_rows(items, self.thin)
+        u_f = self.dropped(net.ranking_window(u), self.ranking_dropout)
         if negatives is None:
             item_bias = net.item_bias.transpose(1, 2)  # (R, 1, n_items)
-            catalogue = net.ranking_window(net.items).transpose(1, 2)
-            scores = torch.baddbmm(item_bias, net.ranking_window(u), catalogue)
-            factorization = softmax_loss(scores, items)
+            catalogue = net.ranking_window(net.catalogue(self.thin)).transpose(1, 2)
+            factorization = softmax_loss(torch.baddbmm(item_bias, u_f, catalogue), items)
         else:
-            positive = net.interaction(u, q) + net.rows(net.item_bias, items).squeeze(-1)
-            other = net.rows(net.items, negatives)
-            negative = net.interaction(u, other) + net.rows(net.item_bias, negatives).squeeze(-1)
-            factorization = PAIRWISE[self.loss](positive, negative)
-        return factorization, regression_loss(net.rating(users, items, u, q), ratings)
+            scores = [
+                (u_f * net.ranking_window(rows)).sum(-1) + net.rows(net.item_bias, ids).squeeze(-1)
+                for rows, ids in ((q, items), (net.item_rows(negatives, self.thin), negatives))
+            ]
+            factorization = PAIRWISE[self.loss](*scores)
+        rated = [self.dropped(net.rating_window(rows), self.rating_dropout) for rows in (u, q)]
+        return factorization, regression_loss(net.rating(users, items, *rated), ratings)
 
-    def _gradients(self, users: Tensor, items: Tensor, negatives: Tensor | None, ratings: Tensor):
+    def user_losses(
+        self, users: Tensor, place: Tensor, items: Tensor, ratings: Tensor, real: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """L_F and L_R, (R,) each, of a batch of users with all their interactions.
+
+        Args:
+            users: (R, B).
+            place, items, ratings, real: (R, P) of the interactions: the user's place in the
+                batch, item, rating, and False for padding.
+        """
+        net = self.net
+        u, q = net.user_rows(users, self.thin), net.catalogue(self.thin)
+        u_f = self.dropped(net.ranking_window(u), self.ranking_dropout)
+        item_bias, catalogue = net.item_bias.transpose(1, 2), net.ranking_window(q).transpose(1, 2)
+        scores = torch.baddbmm(item_bias, u_f, catalogue)
+        factorization = user_softmax_loss(scores, place, items, real)
+        u_r, q_r = [self.dropped(net.rating_window(rows), self.rating_dropout) for rows in (u, q)]
+        who = users.gather(1, place)
+        if net.rating_head == "dot":  # one product for all pairs beats gathering a row for each
+            products = torch.bmm(u_r, q_r.transpose(1, 2)).flatten(1)
+            predicted = net.biased(who, items, products.gather(1, place * net.n_items + items))
+        else:
+            predicted = net.rating(who, items, net.rows(u_r, place), net.rows(q_r, items))
+        return factorization, _mean((predicted - ratings).square(), real)
+
+    def _gradients(self, *batch: Tensor | None):
         """Fill the gradients of a batch; L_F and L_R, (R,) each."""
         self.parameters.grad.zero_()
-        batch = users, items, negatives, ratings
-        if self.compiled or self.loss not in WRITTEN_OUT:
-            return self._autograd_gradients(*batch)
-        return pairwise_step(self.net, self.loss, *batch, self.lambda_f, self.lambda_r)
-
-    def _autograd_gradients(self, *batch: Tensor | None):
+        if self.plain and self.loss in WRITTEN_OUT and not self.compiled:
+            return pairwise_step(self.net, self.loss, *batch, self.lambda_f, self.lambda_r)
         losses = self.training_losses(*batch)
         weights = self.lambda_f, self.lambda_r
         sum(weight.dot(loss) for weight, loss in zip(weights, losses, strict=True)).backward()
@@ -317,6 +451,26 @@ class Stack:
                 negative = drawn[:, batch] if drawn is not None else None
                 yield users[:, batch], items[:, batch], negative, ratings[:, batch]
 
+    def user_batches(self, epoch: int):
+        """The epoch's batches as `user_losses` takes them: the users, shuffled, in (R, B)."""
+        n_users, size = self.net.n_users, self.batch_size
+        bounds = torch.arange(self.steps + 1) * size
+        shuffled, parts = [], []
+        for seed, train in zip(self.seeds, self.train, strict=True):
+            order = torch.randperm(n_users, generator=random_stream(seed, "order", epoch))
+            place, rows = order.argsort()[self.users[train].cpu()].sort(stable=True)
+            ends = torch.searchsorted(place, bounds)
+            shuffled.append(order)
+            parts.append([x.split(ends.diff().tolist()) for x in (place, train[rows])])
+        shuffled = torch.stack(shuffled).to(self.device)
+        for k in range(self.steps):
+            places = [place[k] - k * size for place, _ in parts]
+            rows = pad_sequence([rows[k] for _, rows in parts], batch_first=True).to(self.device)
+            place = pad_sequence(places, batch_first=True, padding_value=-1).to(self.device)
+            real, place = place >= 0, place.clamp(min=0)
+            users = shuffled[:, k * size : (k + 1) * size]
+            yield users, place, self.items[rows], self.ratings[rows], real
+
     def run_epoch(self, epoch: int) -> dict[str, Tensor]:
         """Train each run once on all its interactions; its losses, (R,) each, on the CPU.
 
@@ -325,15 +479,25 @@ class Stack:
         first batch's gradients are measured as well.
         """
         totals = torch.zeros(2, len(self.seeds), device=self.device)
-        measured = {}
-        for batch in self.batches(epoch):
+        measured, by_user = {}, self.batch_by == "user"
+        for k, batch in enumerate(self.user_batches(epoch) if by_user else self.batches(epoch)):
             if self.log_gradients and not measured:
+                self._draw_from("measured dropout", epoch)
                 measured = self.measure_gradients(batch)
-            size = batch[0].shape[1]
-            replay = self.device.type == "cuda" and size == self.batch_size
+            if k == 0:
+                self._draw_from("dropout", epoch)
+            if self.schedule == "cosine":
+                done = (epoch + k / self.steps) / self.epochs
+                self.optimizer.lr = self.lr * (1 + math.cos(math.pi * done)) / 2
+            size = batch[-1].sum(1) if by_user else batch[0].shape[1]
+            replay = self.replayable and size == self.batch_size
             losses = (self._replay if replay else self._step)(*batch)
             for total, loss in zip(totals, losses, strict=True):
-                total.add_(loss, alpha=size)
+                total.add_(loss * size)
+            if self.average:
+                done = epoch * self.steps + k
+                decay = min(self.average, done / (done + 1))
+                self.averaged.lerp_(self.parameters.detach(), 1 - decay)
         means = totals / self.train.shape[1]
         return {
             "factorization_loss": means[0].cpu(),
@@ -341,6 +505,9 @@ class Stack:
             "joint_loss": (self.lambda_f * means[0] + self.lambda_r * means[1]).cpu(),
             **measured,
         }
+
+    def _draw_from(self, purpose: str, epoch: int) -> None:
+        self.streams = [random_stream(seed, purpose, epoch) for seed in self.seeds]
 
     def measure_gradients(self, batch: tuple[Tensor | None, ...]) -> dict[str, Tensor]:
         """How the two tasks pull at each embedding table: (R,) each, NaN where one doesn't pull.
@@ -352,7 +519,7 @@ class Stack:
         tables = {"users": self.net.users, "items": self.net.items}
         by_task = [
             torch.autograd.grad(loss.sum(), list(tables.values()), retain_graph=True)
-            for loss in self.losses(*batch)
+            for loss in (self.user_losses if self.batch_by == "user" else self.losses)(*batch)
         ]
         measured = {}
         for name, ranking, rating in zip(tables, *by_task, strict=True):
@@ -395,29 +562,30 @@ class Stack:
 
     def keep(self, runs: Sequence[int]) -> None:
         """Go on with these runs of the stack alone."""
-        index = torch.as_tensor(runs)
-        picked = {
-            name: self._pick(value, index) if value.dim() else value
-            for name, value in self.optimizer.state.items()
-        }
-        self._flatten([parameter.data[index] for parameter in self.net.parameters()])
-        self.optimizer.state = picked
-        self.net.run = self.net.run[: len(runs)]
+        index, before = torch.as_tensor(runs), [p.data for p in self.net.parameters()]
+
+        def pick(flat: Tensor) -> Tensor:
+            return torch.cat([view[index].flatten() for view in self._views(flat, before)])
+
+        state = self.optimizer.state.items()
+        state = {name: pick(value) if value.dim() else value for name, value in state}
+        self._flatten(
+            [data[index] for data in before], pick(self.averaged) if self.average else None
+        )
+        self.optimizer.state = state
+        for net in {self.net, self.returned}:
+            net.run = net.run[: len(runs)]
         self.seeds = [self.seeds[r] for r in runs]
         self.samplers = [self.samplers[r] for r in runs] if self.samplers else []
         self.train = self.train[index]
         self.lambda_f, self.lambda_r = self.lambda_f[index], self.lambda_r[index]
+        self._observe()
         self.graph = None
-
-    def _pick(self, flat: Tensor, index: Tensor) -> Tensor:
-        shapes = [parameter.shape for parameter in self.net.parameters()]
-        parts = flat.split([shape.numel() for shape in shapes])
-        views = [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
-        return torch.cat([view[index].flatten() for view in views])
 
     def state_dict(self) -> dict[str, Tensor]:
         """All that going on needs besides the arguments: parameters and optimizer state."""
-        return {"parameters": self.parameters.detach(), **self.optimizer.state}
+        averaged = {"averaged": self.averaged} if self.average else {}
+        return {"parameters": self.parameters.detach(), **averaged, **self.optimizer.state}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         for name, tensor in self.state_dict().items():

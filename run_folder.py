@@ -45,6 +45,7 @@ TAGS = {  # the report's names of the curves
     "items_norm_ratio": "gradients/items, norm of ranking over rating",
 }
 STRUCTURE = ("embedding_dim", "shared_dims", "ranking_dim", "rating_dim", "hidden", "rating_biases")
+STRUCTURE += ("rating_head", "user_history", "item_history")
 OURS = ("config.json", "history.csv", "split.npz", "checkpoint.pt", "model.safetensors")
 OURS += ("result.json", "failed.json", "resume.pt", "curves.png", "curves.svg")
 
@@ -216,10 +217,13 @@ def load_run(folder: str | Path) -> Run:
     with np.load(folder / "split.npz", allow_pickle=False) as arrays:
         split = Split(**arrays)
     parameters = torch.load(folder / "checkpoint.pt", weights_only=True)
-    structure = {name: config[name] for name in STRUCTURE}
+    structure = {name: config[name] for name in STRUCTURE if name in config}
     members = range(config["ensemble"])
     net = MultiTaskNet(data.n_users, data.n_items, seeds=members, **structure)
     net.load_state_dict(parameters)
+    trained = np.stack([split.train for _ in members])
+    columns = (data.user_ids, data.item_ids, data.ratings)
+    net.observe(*(torch.tensor(column[trained]) for column in columns))
     with (folder / "history.csv").open(newline="") as file:
         history = [
             {name: float(cell) if cell else None for name, cell in row.items()}

@@ -105,7 +105,8 @@ def make_stack(args: dict, data: Interactions, runs: list[dict], splits: list[Sp
     structure = {name: args[name] for name in STRUCTURE}
     net = MultiTaskNet(data.n_users, data.n_items, seeds=keys, **structure).to(args["device"])
     names = ("loss", "exclude_positives", "batch_size", "optimizer", "lr", "weight_decay")
-    names += ("log_gradients",)
+    names += ("schedule", "epochs", "batch_by", "history_dropout", "ranking_dropout")
+    names += ("rating_dropout", "average", "log_gradients")
     return Stack(
         net,
         data.user_ids,
@@ -249,7 +250,7 @@ class Training:
         return list(range(first, first + m))
 
     def parameters(self, r: int) -> dict[str, torch.Tensor]:
-        named = self.stack.net.named_parameters()
+        named = self.stack.returned.named_parameters()
         return {name: value.detach()[self.members(r)] for name, value in named}
 
     def drop_to(self, active: list[int]) -> None:
@@ -325,8 +326,8 @@ class Training:
         """Test and validation metrics by run. Runs that predict no numbers are dropped."""
         while self.active:
             try:
-                tests = dict(zip(self.active, self.test(self.stack.net), strict=True))
-                checks = self.validate(self.stack.net) if self.validate else []
+                tests = dict(zip(self.active, self.test(self.stack.returned), strict=True))
+                checks = self.validate(self.stack.returned) if self.validate else []
                 return tests, dict(zip(self.active, checks, strict=bool(checks)))
             except NonFinite as error:
                 self.drop({self.active[place]: what for place, what in error.runs.items()})

@@ -357,8 +357,8 @@ def test_a_loss_that_is_not_written_out_trains_by_autograd(monkeypatch):
     users, items, negatives, _ = batch
     net, bias = stack.net, stack.net.item_bias
     u, q, n = net.rows(net.users, users), net.rows(net.items, items), net.rows(net.items, negatives)
-    scores = [net.interaction(u, q) + net.rows(bias, items)[..., 0]]
-    scores += [net.interaction(u, n) + net.rows(bias, negatives)[..., 0]]
+    scores = [(u * q).sum(-1) + net.rows(bias, items)[..., 0]]
+    scores += [(u * n).sum(-1) + net.rows(bias, negatives)[..., 0]]
     (stack.lambda_f * hinge(*scores)).sum().backward()
     assert bias.grad.abs().max() > 0
     start = sum(p.numel() for p in list(net.parameters())[:3])
