@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models import MultiTaskNet, OneRun, random_stream
+from models import RATING_HEADS, MultiTaskNet, OneRun, random_stream
 
 N_USERS, N_ITEMS = 7, 9
 
@@ -20,8 +20,11 @@ def net_with_random_values(**options) -> MultiTaskNet:
 @pytest.mark.parametrize("batch", [1, 6])
 @pytest.mark.parametrize("shared_dims", [0, 1, 4])
 @pytest.mark.parametrize("rating_biases", [False, True])
-def test_forward_is_the_documented_formula(batch, shared_dims, rating_biases):
-    net = net_with_random_values(shared_dims=shared_dims, rating_biases=rating_biases)
+@pytest.mark.parametrize("rating_head", RATING_HEADS)
+def test_forward_is_the_documented_formula(batch, shared_dims, rating_biases, rating_head):
+    options = dict(shared_dims=shared_dims, rating_biases=rating_biases, rating_head=rating_head)
+    net = net_with_random_values(**options)
+    net.observe(torch.tensor([[0, 1]]), torch.tensor([[2, 3]]), torch.tensor([[2.0, 5.0]]))
     users, items = torch.arange(batch) % N_USERS, torch.arange(batch) % N_ITEMS
     scores, ratings = net(users[None], items[None])
     assert scores.shape == ratings.shape == (1, batch)
@@ -30,12 +33,16 @@ def test_forward_is_the_documented_formula(batch, shared_dims, rating_biases):
         u_f, q_f, u_r, q_r = u[:4], q[:4], u[-4:], q[-4:]
         a, b = net.user_bias[0, i, 0], net.item_bias[0, j, 0]
         assert scores[0, k].item() == pytest.approx((u_f @ q_f + a + b).item(), abs=1e-5)
-        features = torch.cat([u_r, q_r, u_r * q_r])
-        hidden = (features @ net.hidden_weight[0] + net.hidden_bias[0, 0]).clamp(min=0)
-        expected = hidden @ net.output_weight[0, :, 0] + net.output_bias[0, 0, 0]
+        expected = u_r @ q_r if rating_head != "mlp" else 0
+        if rating_head != "dot":
+            features = torch.cat([u_r, q_r, u_r * q_r])
+            hidden = (features @ net.hidden_weight[0] + net.hidden_bias[0, 0]).clamp(min=0)
+            expected += hidden @ net.output_weight[0, :, 0] + net.output_bias[0, 0, 0]
         if rating_biases:
-            own = net.rating_bias_tables()
-            expected = expected + own[0][0, i, 0] + own[1][0, j, 0]
+            own = (net.user_bias, net.item_bias)  # shared with the ranking: so are the biases
+            if shared_dims < 4:
+                own = (net.rating_user_bias, net.rating_item_bias)
+            expected = expected + own[0][0, i, 0] + own[1][0, j, 0] + 3.5
         assert ratings[0, k].item() == pytest.approx(expected.item(), abs=1e-4)
 
 

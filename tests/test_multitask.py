@@ -110,9 +110,8 @@ def make_stack(runs: int = 1, n: int = 300, first: int = 0, **options) -> Stack:
     rng = np.random.default_rng(0)
     pairs = rng.permutation(40 * 60)[:n]
     seeds = range(first, first + runs)
-    shape = {
-        name: options.pop(name) for name in ("shared_dims", "rating_biases") if name in options
-    }
+    names = ("shared_dims", "rating_biases", "rating_head", "user_history", "item_history")
+    shape = {name: options.pop(name) for name in names if name in options}
     net = MultiTaskNet(40, 60, 8, hidden=6, seeds=seeds, **shape)
     train = np.stack([np.random.RandomState(s).permutation(n)[: n - 20] for s in seeds])
     ratings = rng.integers(1, 6, n).astype(np.float32)
@@ -366,3 +365,176 @@ def test_a_loss_that_is_not_written_out_trains_by_autograd(monkeypatch):
     torch.testing.assert_close(gradient[start:end], bias.grad.flatten())
     with pytest.raises(ValueError, match="'hinge' is not written out"):
         pairwise_step(net, "hinge", *batch, stack.lambda_f, stack.lambda_r)
+
+
+# ---- options beyond the reference ----------------------------------------------------------
+
+RECIPE = dict(
+    loss="softmax", batch_by="user", batch_size=16, rating_head="dot", rating_biases=True,
+    user_history=True, item_history=True, history_dropout=0.5, ranking_dropout=0.4,
+    rating_dropout=0.3, weight_decay=[0.1, 0.2, 0.3], schedule="cosine", epochs=5, average=0.9,
+)  # fmt: skip
+
+
+def picked_by(stack: Stack, user: int, run: int = 0) -> torch.Tensor:
+    """The items of a user's training interactions."""
+    rows = stack.train[run]
+    return stack.items[rows[stack.users[rows] == user]].unique()
+
+
+def test_the_losses_of_a_batch_of_users_are_those_of_all_their_interactions():
+    stack = make_stack(1, loss="softmax", batch_by="user", batch_size=7, rating_head="both")
+    seen = []
+    for users, place, items, ratings, real in stack.user_batches(0):
+        factorization, regression = stack.user_losses(users, place, items, ratings, real)
+        who = users[0, place[0]]
+        assert real.all()  # a single run needs no padding
+        scores = stack.net.catalogue_scores(who)
+        expected = torch.nn.functional.cross_entropy(scores[0], items[0])
+        torch.testing.assert_close(factorization[0], expected)
+        predicted = stack.net.ratings(who[None], items)
+        torch.testing.assert_close(regression[0], (predicted - ratings).square().mean())
+        seen += zip(who.tolist(), items[0].tolist(), ratings[0].tolist(), strict=True)
+    rows = stack.train[0]
+    columns = (stack.users[rows], stack.items[rows], stack.ratings[rows])
+    assert sorted(seen) == sorted(zip(*(column.tolist() for column in columns), strict=True))
+
+
+@pytest.mark.parametrize("by", ["user", "interaction"])
+def test_a_run_with_every_option_in_a_stack_is_the_run_alone(by):
+    options = {**RECIPE, "batch_by": by}
+    stack = make_stack(3, **options)
+    for r in range(3):
+        alone = make_stack(1, first=r, **options)
+        for epoch in range(2):
+            its = alone.run_epoch(epoch)["joint_loss"]
+        if r == 0:
+            for epoch in range(2):
+                together = stack.run_epoch(epoch)["joint_loss"]
+        assert together[r].item() == pytest.approx(its.item(), abs=1e-5)
+        for net in ("net", "returned"):
+            pair = getattr(stack, net).parameters(), getattr(alone, net).parameters()
+            for ours, theirs in zip(*pair, strict=True):
+                torch.testing.assert_close(ours[r : r + 1], theirs, atol=2e-5, rtol=0)
+
+
+def test_a_stack_with_every_option_goes_on_without_a_run_and_from_a_stored_state():
+    straight, kept, second = (make_stack(3, **RECIPE) for _ in range(3))
+    pair = make_stack(2, **RECIPE)
+    straight.run_epoch(0), kept.run_epoch(0), pair.run_epoch(0)
+    second.load_state_dict({k: v.clone() for k, v in straight.state_dict().items()})
+    straight.run_epoch(1), second.run_epoch(1)
+    assert torch.equal(straight.parameters, second.parameters)
+    assert torch.equal(straight.averaged, second.averaged)
+    kept.keep([0, 1])
+    kept.run_epoch(1), pair.run_epoch(1)
+    for ours, its in zip(kept.returned.parameters(), pair.returned.parameters(), strict=True):
+        torch.testing.assert_close(ours, its, atol=2e-5, rtol=0)
+
+
+def test_a_history_adds_the_mean_like_sum_of_what_was_interacted_with():
+    net = make_stack(2, user_history=True, item_history=True).net
+    stack = make_stack(2, user_history=True, item_history=True)
+    net = stack.net
+    for run, user in ((0, 3), (1, 7), (0, 3)):
+        items = picked_by(stack, user, run)
+        expected = net.users[run, user] + net.history_items[run, items].sum(0) / len(items) ** 0.5
+        torch.testing.assert_close(net.user_rows(torch.tensor([[user], [user]]))[run, 0], expected)
+    item = 5
+    rows = stack.train[1]
+    users = stack.users[rows[stack.items[rows] == item]].unique()
+    expected = net.items[1, item] + net.history_users[1, users].sum(0) / len(users) ** 0.5
+    torch.testing.assert_close(net.item_rows(torch.tensor([[item], [item]]))[1, 0], expected)
+    torch.testing.assert_close(net.catalogue()[1, item], expected)
+
+
+def test_gradients_of_a_history_are_those_of_a_dense_product():
+    stack = make_stack(2, user_history=True)
+    net, ids = stack.net, torch.tensor([[3, 7, 3, 0], [1, 1, 1, 39]])
+    weights = torch.randn(2, 4, net.width, generator=torch.Generator().manual_seed(0))
+    (net.user_rows(ids) * weights).sum().backward()
+    ours, net.history_items.grad = net.history_items.grad.clone(), None
+    for run in range(2):
+        dense = torch.zeros(4, 60)
+        for k, user in enumerate(ids[run]):
+            items = picked_by(stack, user, run)
+            dense[k, items] = len(items) ** -0.5
+        torch.testing.assert_close(ours[run], dense.T @ weights[run])
+
+
+def test_dropout_keeps_the_mean_and_leaves_out_its_share():
+    stack = make_stack(2, user_history=True, history_dropout=0.25)
+    stack._draw_from("dropout", 0)
+    values = stack.dropped(torch.ones(2, 20_000), 0.25)
+    assert values.unique().tolist() == pytest.approx([0, 4 / 3])
+    assert (values == 0).float().mean(1).tolist() == pytest.approx([0.25, 0.25], abs=0.02)
+    assert not torch.equal(values[0], values[1])
+    ids = torch.tensor([[3], [3]])
+    whole, thinned = stack.net.user_rows(ids), stack.net.user_rows(ids, stack.thin)
+    assert not torch.allclose(whole, thinned)
+    assert stack.dropped(values, 0.0) is values
+
+
+@pytest.mark.parametrize("option", ["history_dropout", "ranking_dropout", "rating_dropout"])
+@pytest.mark.parametrize("by", ["user", "interaction"])
+def test_each_dropout_changes_training_and_its_own_task_alone(option, by):
+    settings = {**RECIPE, "batch_by": by, "shared_dims": 0, "average": 0.0}
+    settings |= dict.fromkeys(("history_dropout", "ranking_dropout", "rating_dropout"), 0.0)
+    without, dropped = make_stack(1, **settings), make_stack(1, **{**settings, option: 0.5})
+    losses = [stack.run_epoch(0) for stack in (without, dropped)]
+    pairs = [(losses[0][f"{name}_loss"], losses[1][f"{name}_loss"])
+             for name in ("factorization", "regression")]  # fmt: skip
+    changed = [not torch.equal(*pair) for pair in pairs]
+    assert changed == [option != "rating_dropout", option != "ranking_dropout"]
+
+
+def test_the_cosine_takes_the_rate_from_lr_to_zero(monkeypatch):
+    stack, rates = make_stack(1, schedule="cosine", epochs=4, batch_size=100), []
+    step = stack.optimizer.step
+    monkeypatch.setattr(stack.optimizer, "step", lambda: (rates.append(stack.optimizer.lr), step()))
+    for epoch in range(4):
+        stack.run_epoch(epoch)
+    expected = [0.01 * (1 + np.cos(np.pi * t / 12)) / 2 for t in range(12)]
+    assert rates == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_weight_decay_by_column_shrinks_each_window_at_its_own_rate(optimizer):
+    settings = dict(shared_dims=3, user_history=True, optimizer=optimizer, lr=0.01)
+    stack = make_stack(1, weight_decay=[1.0, 2.0, 4.0], **settings)
+    before = {name: table.detach().clone() for name, table in stack.net.named_parameters()}
+    stack.parameters.grad.zero_()
+    stack.optimizer.step()
+    for name, parameter in stack.net.named_parameters():
+        kept = torch.ones(parameter.shape[-1])
+        if name in ("users", "items", "history_items"):
+            kept = 1 - 0.01 * torch.tensor([1.0] * 5 + [2.0] * 3 + [4.0] * 5)
+        torch.testing.assert_close(parameter.detach(), before[name] * kept)
+
+
+def test_averaged_parameters_are_the_steps_mean_and_then_an_exponential_one(monkeypatch):
+    stack, steps = make_stack(1, average=0.75, batch_size=100), []
+    step = stack._step
+
+    def recorded(*batch):
+        losses = step(*batch)
+        steps.append(stack.parameters.detach().clone())
+        return losses
+
+    monkeypatch.setattr(stack, "_step", recorded)
+    stack.run_epoch(0), stack.run_epoch(1)
+    expected = torch.stack(steps[:4]).mean(0)
+    for parameters in steps[4:]:
+        expected = 0.75 * expected + 0.25 * parameters
+    flat = torch.cat([p.detach().flatten() for p in stack.returned.parameters()])
+    torch.testing.assert_close(flat, expected, atol=1e-6, rtol=1e-5)
+    assert not torch.allclose(flat, steps[-1])
+
+
+def test_measuring_gradients_changes_no_draw():
+    quiet, logged = make_stack(2, **RECIPE), make_stack(2, log_gradients=True, **RECIPE)
+    for epoch in range(2):
+        quiet.run_epoch(epoch)
+        measured = logged.run_epoch(epoch)
+    assert torch.equal(quiet.parameters, logged.parameters)
+    assert measured["users_cosine"].abs().gt(0).all()

@@ -381,6 +381,11 @@ def test_a_run_that_diverges_stops_alone_and_keeps_its_checkpoint(command):
         (["--eval-chunk", "99999999999999999999"], "99999999999999999999"),
         (["--split", "temporal", "--split-seed", "3"], "--split-seed has no effect"),
         (["--overwrite", "--resume=nowhere"], "--resume takes no other argument"),
+        (["--batch-by", "user"], "--batch-by user needs --loss softmax"),
+        (["--weight-decay", "1", "2"], "--weight-decay takes 1 or 3 values"),
+        (["--history-dropout", "0.5"], "--history-dropout has no effect"),
+        (["--user-history", "--history-dropout", "1"], "'1' must be a number"),
+        (["--compile", "--ranking-dropout", "0.5"], "--compile is for"),
     ],
 )
 def test_bad_input_is_one_line_exit_code_2_and_nothing_written(
@@ -728,6 +733,44 @@ def test_rating_biases_are_trained_and_given_back(command, sharing):
     predicted = run.model.ratings(*(torch.tensor(ids) for ids in pairs)).numpy().astype(float)
     error = ((predicted - run.data.ratings[run.split.test]) ** 2).mean()
     assert error == pytest.approx(result["mse"], rel=1e-6)
+
+
+RECIPE = (
+    "--loss softmax --batch-by user --batch-size 32 --shared-dims 4 --rating-head dot "
+    "--rating-biases --user-history --item-history --history-dropout 0.5 --ranking-dropout 0.3 "
+    "--rating-dropout 0.3 --schedule cosine --weight-decay 0.1 0.2 0.3 --average 0.9"
+).split()
+
+
+def test_a_run_with_every_option_is_given_back_and_resumed(command, monkeypatch):
+    settings = [*RECIPE, "--epochs", 6, "--checkpoint-every", 2, "--ensemble", 2, "--seeds", "0,1"]
+    _, results, _ = command(*settings, "--out", "straight")
+    for result in results:
+        run = train.load_run(result["folder"])
+        test = run.split.test
+        users, items = (torch.tensor(x[test]) for x in (run.data.user_ids, run.data.item_ids))
+        error = (run.model.ratings(users, items) - torch.tensor(run.data.ratings[test])).square()
+        assert error.mean().item() == pytest.approx(result["mse"], rel=1e-5)
+        seen = (ids[run.split.train][None] for ids in (run.data.user_ids, run.data.item_ids))
+        ranking = evaluation.FullRanking(run.data.n_items, users[None], items[None], *seen)
+        ranks = ranking.ranks(lambda ids, run=run: run.model.interaction_scores(ids)[None])
+        mrr = evaluation.ranking_metrics(ranks[0], users)["mrr"]
+        assert mrr == pytest.approx(result["mrr"], rel=1e-5)
+
+    run_epoch = train.Stack.run_epoch
+
+    def killed(self, epoch):
+        if epoch == 5:
+            raise Killed
+        return run_epoch(self, epoch)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(train.Stack, "run_epoch", killed)
+        command(*settings, "--out", "killed")
+    command("--resume", "killed", small=False)
+    for result in results:
+        name = Path(result["folder"]).name
+        assert equal_parameters(f"straight/{name}", f"killed/{name}")
 
 
 def test_history_and_curves_are_on_disk_after_every_epoch(command, monkeypatch):
