@@ -1,0 +1,136 @@
+"""Which settings make one joint model best at both tasks? A search, judged by validation alone.
+
+    python -m experiments.tune                 # go on to the budget, two worker processes
+    python -m experiments.tune --trials 20     # to 20 trials
+
+A trial trains its settings on FOLDS folds inside split 0's training part, as one stack, and its
+value is the mean over the folds of log(MRR) − log(MSE) on the validation parts: no test row is
+looked at. Every trial is a line of results/tuning.jsonl. The search is the same every time and
+takes the trials that stand there from there: stopped at any moment, it goes on where it was.
+recipes/best.txt holds what it chose.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import optuna
+import torch
+from optuna.distributions import FloatDistribution, IntDistribution
+
+import train
+from arguments import number, resolve
+from data import load, random_split, validation_folds
+from experiments.baselines import append_line, read_lines
+
+FOLDS = 4
+TRIALS = 60  # the budget
+FIXED = """
+--embedding-dim 100 --rating-head dot --rating-biases --user-history --item-history
+--loss softmax --batch-by user --schedule cosine --clip-ratings
+"""
+SPACE = {  # searched on a logarithmic scale where a range spans more than a factor of 4
+    "common": (16, 160),
+    "ranking_own": (32, 320),
+    "rating_own": (8, 160),
+    "lambda_f": (0.2, 0.9),
+    "epochs": (40, 150),
+    "batch_size": (48, 256),
+    "lr": (0.003, 0.03),
+    "decay_ranking": (0.1, 3.0),
+    "decay_common": (0.2, 5.0),
+    "decay_rating": (0.3, 6.0),
+    "history_dropout": (0.2, 0.8),
+    "ranking_dropout": (0.2, 0.8),
+    "rating_dropout": (0.2, 0.8),
+}
+FIRST = [  # the trials it begins with
+    dict(zip(SPACE, (96, 128, 64, 0.5, 60, 128, 0.01, 0.5, 1.0, 1.5, 0.5, 0.5, 0.5), strict=True)),
+    dict(zip(SPACE, (48, 128, 64, 0.5, 60, 128, 0.01, 0.5, 1.0, 1.5, 0.5, 0.5, 0.5), strict=True)),
+]
+
+
+def arguments_of(settings: dict) -> str:
+    """The command line of a trial."""
+    s = {name: f"{value:.3g}" for name, value in settings.items()}
+    common = settings["common"]
+    ranking, rating = common + settings["ranking_own"], common + settings["rating_own"]
+    decays = " ".join(s[f"decay_{part}"] for part in ("ranking", "common", "rating"))
+    text = f"{FIXED} --shared-dims {s['common']} --ranking-dim {ranking} --rating-dim {rating}"
+    text += f" --lambda-f {s['lambda_f']} --lambda-r {1 - float(s['lambda_f']):.3g}"
+    text += f" --epochs {s['epochs']} --batch-size {s['batch_size']} --lr {s['lr']}"
+    text += f" --weight-decay {decays}"
+    for name in ("history", "ranking", "rating"):
+        text += f" --{name}-dropout {s[f'{name}_dropout']}"
+    return " ".join(text.split())
+
+
+def validate(arguments: str, folds: int = FOLDS) -> dict:
+    """Train on each fold of split 0's training part; what a line of the results says of it."""
+    args = resolve(shlex.split(arguments))
+    train.set_machine(args)
+    data = load(args["data"])
+    parts = validation_folds(random_split(data, 0), folds)
+    weights = dict(lambda_f=args["lambda_f"][0], lambda_r=args["lambda_r"][0])
+    stack = train.make_stack(args, data, [dict(seed=k, **weights) for k in range(folds)], parts)
+    start = time.process_time()
+    for epoch in range(args["epochs"]):
+        stack.run_epoch(epoch)
+    seconds = time.process_time() - start
+    metrics = train.make_evaluator(args, data, parts, "validation", "train")(stack.returned)
+    record = {"experiment": "tuning", "arguments": arguments}
+    record |= {name: [fold[name] for fold in metrics] for name in ("mrr", "mse")}
+    values = np.log(record["mrr"]) - np.log(record["mse"])
+    record |= {"value": float(values.mean()), "cpu_seconds_a_fold": seconds / folds}
+    return record | {"commit": train.commit(), "torch": torch.__version__}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.tune",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--trials", type=number(int, 1), default=TRIALS, help=f"how many there will be ({TRIALS})")
+    add("--workers", type=number(int, 1), default=2, help="worker processes, a thread each (2)")
+    add("--out", type=Path, default=Path("results/tuning.jsonl"), help="file of the lines")
+    options = parser.parse_args(argv)
+
+    done = {line["arguments"]: line for line in read_lines(options.out)}
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    sampler = optuna.samplers.TPESampler(seed=0, n_startup_trials=16, multivariate=True)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    for settings in FIRST:
+        study.enqueue_trial(settings)
+    space = {
+        name: (IntDistribution if isinstance(low, int) else FloatDistribution)(
+            low, high, log=high > 4 * low
+        )
+        for name, (low, high) in SPACE.items()
+    }
+    tried = []
+    with ProcessPoolExecutor(options.workers) as pool:
+        while len(tried) < options.trials:
+            # Asked for together, told in order: the search is the same every time.
+            trials = [study.ask(space) for _ in range(options.workers)]
+            tried += (asked := [arguments_of(trial.params) for trial in trials])
+            new = [arguments for arguments in dict.fromkeys(asked) if arguments not in done]
+            for record in pool.map(validate, new):
+                done[record["arguments"]] = record
+                append_line(options.out, record)
+                print(f"{record['value']:.4f} {record['arguments']}", file=sys.stderr, flush=True)
+            for trial, arguments in zip(trials, asked, strict=True):
+                study.tell(trial, done[arguments]["value"])
+    best = max((done[arguments] for arguments in tried), key=lambda record: record["value"])
+    print(json.dumps(best))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
