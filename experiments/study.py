@@ -129,6 +129,7 @@ def line_of(stack: dict, result: dict) -> dict:
         "stack": stack["stack"],
         "protocol": stack["protocol"],
     }
+    line |= {"arm": stack["arm"]} if "arm" in stack else {}
     line |= config | {name: value for name, value in result.items() if name != "folder"}
     measured = [row for row in run.history if row["mrr"] is not None]
     line |= {"last_mrr": measured[-1]["mrr"], "last_mse": measured[-1]["mse"]}
@@ -326,6 +327,13 @@ def run_stack(stack: dict, runs: Path, results: Results) -> bool:
     return code == 0
 
 
+def run_stacks(stacks: list[dict], results: Results, runs: Path, workers: int) -> bool:
+    """Train the stacks that the results lack, in worker processes; whether all went well."""
+    left = [stack for stack in stacks if stack["stack"] not in results.done]
+    with ThreadPoolExecutor(workers) as pool:
+        return all(list(pool.map(lambda stack: run_stack(stack, runs.resolve(), results), left)))
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.study",
@@ -370,12 +378,10 @@ def main(argv: list[str] | None = None) -> int:
     runs = args.runs or Path("runs") / args.out.stem
     if (chosen is None or "baselines" in chosen) and "baselines" not in results.done:
         results.append(as_text(baseline_lines(seeds)))
-    left = [stack for stack in stacks if stack["stack"] not in results.done]
-    with ThreadPoolExecutor(args.workers) as pool:
-        fine = list(pool.map(lambda stack: run_stack(stack, runs.resolve(), results), left))
+    fine = run_stacks(stacks, results, runs, args.workers)
     if "per_user" not in results.done and (lines := per_user_lines(args.out, seeds)):
         results.append(as_text(lines))
-    return 0 if all(fine) else 1
+    return 0 if fine else 1
 
 
 if __name__ == "__main__":
