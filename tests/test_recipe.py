@@ -1,0 +1,76 @@
+"""The search for the recipe, and its ablation: what they ask for, and that they go on."""
+
+import json
+
+import pytest
+
+from arguments import resolve
+from experiments import recipe, tune
+
+
+def known_function(arguments: str) -> dict:
+    """In place of training; a worker process finds it by its name."""
+    args = resolve(arguments.split())
+    value = -abs(args["lr"] - 0.01) - abs(args["shared_dims"] - 64) / 1000
+    return {"arguments": arguments, "value": value}
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(tune, "validate", known_function)
+
+
+def lines(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_search_cut_short_goes_on_as_if_it_had_not_been(quick, tmp_path):
+    whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
+    tune.main(["--trials", "24", "--out", str(whole)])
+    tune.main(["--trials", "10", "--out", str(cut)])
+    with cut.open("a") as file:
+        file.write('{"arguments": "torn')
+    tune.main(["--trials", "24", "--out", str(cut)])
+    assert lines(cut) == lines(whole) and len(lines(whole)) == 24
+
+
+def test_a_search_finds_the_best_and_prints_it(quick, tmp_path, capsys):
+    tune.main(["--trials", "40", "--out", str(tmp_path / "lines.jsonl")])
+    tried = [line["value"] for line in lines(tmp_path / "lines.jsonl")]
+    assert json.loads(capsys.readouterr().out)["value"] == max(tried)
+    assert max(tried[20:]) > max(tried[:16]) - 1e-3  # what it learns is of use
+
+
+def test_validation_trains_on_no_row_of_split_0s_test_part(monkeypatch):
+    seen = {}
+    make_stack = tune.train.make_stack
+
+    def watched(args, data, runs, splits):
+        seen.update(data=data, splits=splits)
+        return make_stack(args, data, runs, splits)
+
+    monkeypatch.setattr(tune.train, "make_stack", watched)
+    settings = dict(tune.FIRST[0], epochs=1, common=2, ranking_own=2, rating_own=2)
+    record = tune.validate(tune.arguments_of(settings), folds=2)
+    assert len(record["mrr"]) == len(record["mse"]) == 2
+    test = set(tune.random_split(seen["data"], 0).test)
+    for part in seen["splits"]:
+        assert not test & (set(part.train) | set(part.validation))
+        assert not set(part.train) & set(part.validation)
+
+
+def test_every_arm_of_the_ablation_changes_the_recipe():
+    settings = {}
+    for stack in recipe.plan():
+        args = resolve(stack["arguments"])
+        assert args["seeds"] == [0, 1, 2, 3, 4]
+        settings[stack["stack"]] = json.dumps({**args, "out": None}, sort_keys=True)
+    assert len(set(settings.values())) == len(settings)
+
+
+def test_separate_arms_have_no_column_in_common_and_as_many_parameters():
+    arms = {stack["arm"]: resolve(stack["arguments"]) for stack in recipe.plan()}
+    best, separate = arms["best"], arms["separate, as many parameters"]
+    assert separate["shared_dims"] == 0 < best["shared_dims"]
+    width = best["ranking_dim"] + best["rating_dim"] - best["shared_dims"]
+    assert separate["ranking_dim"] + separate["rating_dim"] == width
