@@ -253,10 +253,10 @@ METHODS = {
     "implicit-bpr": Method(
         fit_implicit_bpr,
         {"factors": 128, "learning_rate": 0.00133, "regularization": 0.00132, "iterations": 324},
-        {"factors": [32, 64, 128], "learning_rate": (0.001, 0.1), "regularization": (0.001, 0.1),
-         "iterations": (30, 400)}, 15,
-        first=[{"factors": 128, "learning_rate": 0.00133, "regularization": 0.00132,
-                "iterations": 324},
+        {"factors": [32, 64, 128], "learning_rate": (0.001, 0.1), "regularization": (1e-5, 0.1),
+         "iterations": (30, 400)}, 18,
+        first=[{"factors": 128, "learning_rate": 0.00222, "regularization": 0.00139,
+                "iterations": 260},
                {"factors": 64, "learning_rate": 0.01, "regularization": 0.01, "iterations": 100}],
         package="implicit", module="implicit"),
     "cornac-bpr": Method(
@@ -291,12 +291,12 @@ METHODS = {
         package="cornac", module="cornac"),
     "fm": Method(
         functools.partial(fit_fm, implicit_features=False), {"rank": 10, "iterations": 300},
-        {"rank": [10, 20, 40], "iterations": [300]}, 3, folds=2,
-        first=[{"rank": 10}, {"rank": 20}, {"rank": 40}], package="myfm", module="myfm"),
+        {"rank": [5, 10, 20, 40], "iterations": [300]}, 4, folds=2,
+        first=[{"rank": 5}, {"rank": 10}, {"rank": 20}, {"rank": 40}], package="myfm", module="myfm"),
     "fm-implicit": Method(
         functools.partial(fit_fm, implicit_features=True), {"rank": 8, "iterations": 300},
-        {"rank": [8, 16, 32], "iterations": [300]}, 3, folds=2,
-        first=[{"rank": 8}, {"rank": 16}, {"rank": 32}], package="myfm", module="myfm"),
+        {"rank": [8, 16, 32, 64], "iterations": [300]}, 4, folds=2,
+        first=[{"rank": 8}, {"rank": 16}, {"rank": 32}, {"rank": 64}], package="myfm", module="myfm"),
 }
 # fmt: on
 
