@@ -240,27 +240,27 @@ METHODS = {
     # ranking
     "popularity": Method(fit_popularity),
     "item-knn": Method(
-        fit_item_knn, {"neighbours": 319, "shrinkage": 3.81},
+        fit_item_knn, {"neighbours": 226, "shrinkage": 7.48},
         {"neighbours": (10, 1000), "shrinkage": (0.1, 1000.0)}, 40),
     "ease": Method(
-        fit_ease, {"ridge": 554.0}, {"ridge": (10.0, 5000.0)}, 20, first=[{"ridge": 200.0}]),
+        fit_ease, {"ridge": 247.0}, {"ridge": (10.0, 5000.0)}, 20, first=[{"ridge": 200.0}]),
     "als": Method(
-        fit_als, {"factors": 16, "regularization": 13.2, "alpha": 2.49, "iterations": 10},
+        fit_als, {"factors": 64, "regularization": 20.0, "alpha": 2.0, "iterations": 30},
         {"factors": [16, 32, 64, 128], "regularization": (0.1, 100.0), "alpha": (0.5, 20.0),
          "iterations": [10, 20, 30]}, 50,
         first=[{"factors": 64, "regularization": 20.0, "alpha": 2.0, "iterations": 30}],
         package="implicit", module="implicit"),
     "implicit-bpr": Method(
         fit_implicit_bpr,
-        {"factors": 128, "learning_rate": 0.00133, "regularization": 0.00132, "iterations": 324},
-        {"factors": [32, 64, 128], "learning_rate": (0.001, 0.1), "regularization": (0.001, 0.1),
-         "iterations": (30, 400)}, 15,
-        first=[{"factors": 128, "learning_rate": 0.00133, "regularization": 0.00132,
-                "iterations": 324},
+        {"factors": 128, "learning_rate": 0.00222, "regularization": 0.00139, "iterations": 260},
+        {"factors": [32, 64, 128], "learning_rate": (0.001, 0.1), "regularization": (1e-5, 0.1),
+         "iterations": (30, 400)}, 18,
+        first=[{"factors": 128, "learning_rate": 0.00222, "regularization": 0.00139,
+                "iterations": 260},
                {"factors": 64, "learning_rate": 0.01, "regularization": 0.01, "iterations": 100}],
         package="implicit", module="implicit"),
     "cornac-bpr": Method(
-        fit_cornac_bpr, {"k": 32, "max_iter": 226, "learning_rate": 0.00761, "lambda_reg": 0.00555},
+        fit_cornac_bpr, {"k": 64, "max_iter": 200, "learning_rate": 0.01, "lambda_reg": 0.01},
         {"k": [32, 64, 128], "max_iter": (50, 400), "learning_rate": (0.005, 0.2),
          "lambda_reg": (0.001, 0.1)}, 18,
         first=[{"k": 32, "max_iter": 226, "learning_rate": 0.00761, "lambda_reg": 0.00555},
@@ -268,8 +268,8 @@ METHODS = {
         package="cornac", module="cornac"),
     "warp": Method(
         fit_warp,
-        {"no_components": 64, "learning_rate": 0.02, "item_alpha": 0.000188, "user_alpha": 0.000791,
-         "epochs": 86},
+        {"no_components": 64, "learning_rate": 0.02, "item_alpha": 0.0002, "user_alpha": 0.0002,
+         "epochs": 150},
         {"no_components": [32, 64, 128], "learning_rate": (0.01, 0.1), "item_alpha": (1e-6, 1e-3),
          "user_alpha": (1e-7, 1e-3), "epochs": (10, 200)}, 12,
         first=[{"no_components": 64, "learning_rate": 0.02, "item_alpha": 0.000188,
@@ -280,7 +280,7 @@ METHODS = {
     # rating
     "global-mean": Method(fit_global_mean),
     "biases": Method(
-        fit_biases, {"user_ridge": 2.02, "item_ridge": 1.8},
+        fit_biases, {"user_ridge": 5.61, "item_ridge": 1.72},
         {"user_ridge": (0.1, 50.0), "item_ridge": (0.1, 50.0)}, 40),
     "cornac-mf": Method(
         fit_cornac_mf, {"k": 64, "max_iter": 98, "learning_rate": 0.00382, "lambda_reg": 0.0595},
@@ -291,12 +291,14 @@ METHODS = {
         package="cornac", module="cornac"),
     "fm": Method(
         functools.partial(fit_fm, implicit_features=False), {"rank": 10, "iterations": 300},
-        {"rank": [10, 20, 40], "iterations": [300]}, 3, folds=2,
-        first=[{"rank": 10}, {"rank": 20}, {"rank": 40}], package="myfm", module="myfm"),
+        {"rank": [5, 10, 20, 40], "iterations": [300]}, 4, folds=2,
+        first=[{"rank": 5}, {"rank": 10}, {"rank": 20}, {"rank": 40}],
+        package="myfm", module="myfm"),
     "fm-implicit": Method(
-        functools.partial(fit_fm, implicit_features=True), {"rank": 8, "iterations": 300},
-        {"rank": [8, 16, 32], "iterations": [300]}, 3, folds=2,
-        first=[{"rank": 8}, {"rank": 16}, {"rank": 32}], package="myfm", module="myfm"),
+        functools.partial(fit_fm, implicit_features=True), {"rank": 32, "iterations": 300},
+        {"rank": [8, 16, 32, 64], "iterations": [300]}, 4, folds=2,
+        first=[{"rank": 8}, {"rank": 16}, {"rank": 32}, {"rank": 64}],
+        package="myfm", module="myfm"),
 }
 # fmt: on
 
