@@ -35,23 +35,24 @@ FIXED = """
 --loss softmax --batch-by user --schedule cosine --clip-ratings
 """
 SPACE = {  # searched on a logarithmic scale where a range spans more than a factor of 4
-    "common": (16, 160),
-    "ranking_own": (32, 320),
-    "rating_own": (8, 160),
-    "lambda_f": (0.2, 0.9),
-    "epochs": (40, 150),
-    "batch_size": (48, 256),
-    "lr": (0.003, 0.03),
-    "decay_ranking": (0.1, 3.0),
-    "decay_common": (0.2, 5.0),
-    "decay_rating": (0.3, 6.0),
-    "history_dropout": (0.2, 0.8),
+    "common": (32, 160),
+    "ranking_own": (64, 320),
+    "rating_own": (16, 160),
+    "lambda_f": (0.2, 0.8),
+    "epochs": (50, 120),
+    "batch_size": (64, 256),
+    "lr": (0.004, 0.02),
+    "decay_ranking": (0.4, 4.0),
+    "decay_common": (0.6, 6.0),
+    "decay_rating": (0.6, 6.0),
+    "history_dropout": (0.1, 0.7),
     "ranking_dropout": (0.2, 0.8),
-    "rating_dropout": (0.2, 0.8),
+    "rating_dropout": (0.2, 0.7),
 }
 FIRST = [  # the trials it begins with
-    dict(zip(SPACE, (96, 128, 64, 0.5, 60, 128, 0.01, 0.5, 1.0, 1.5, 0.5, 0.5, 0.5), strict=True)),
-    dict(zip(SPACE, (48, 128, 64, 0.5, 60, 128, 0.01, 0.5, 1.0, 1.5, 0.5, 0.5, 0.5), strict=True)),
+    dict(zip(SPACE, (96, 128, 64, 0.5, 60, 128, 0.01, 1.0, 2.0, 2.0, 0.5, 0.5, 0.5), strict=True)),
+    dict(zip(SPACE, (96, 128, 64, 0.5, 60, 128, 0.01, 1.0, 2.0, 2.0, 0.3, 0.6, 0.5), strict=True)),
+    dict(zip(SPACE, (96, 256, 64, 0.5, 80, 128, 0.01, 1.0, 2.0, 3.0, 0.4, 0.6, 0.5), strict=True)),
 ]
 
 
