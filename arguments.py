@@ -138,7 +138,7 @@ def build_parser(description: str = "") -> argparse.ArgumentParser:
         "--rating-head",
         choices=RATING_HEADS,
         default="mlp",
-        help="predict a rating by the MLP, by the dot product u·q, or by their sum (mlp)",
+        help="predict a rating by the MLP, a dot product of u and q, or their sum (mlp)",
     )
     add(
         "--rating-biases",

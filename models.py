@@ -126,7 +126,8 @@ class MultiTaskNet(nn.Module):
 
     with a ReLU between 3·D_R -> H -> 1. The options:
 
-        rating_head     "mlp"; "dot" is u_i · q_j instead, "both" the sum of the two
+        rating_head     "mlp"; "dot" is (u_i + s) · (q_j + t) instead, s and t learned vectors by
+                        which a vector is a bias too; "both" the sum of the two
         rating_biases   r̂_ij gains μ + a_i + b_j, μ the mean training rating, a and b a set of
                         their own unless the tasks share all dimensions
         user_history    u_i = own row + Σ_k h_k / √n over the n items k of the user's training
@@ -200,6 +201,9 @@ class MultiTaskNet(nn.Module):
             self.hidden_bias = nn.Parameter(torch.empty(runs, 1, hidden))
             self.output_weight = nn.Parameter(torch.empty(runs, hidden, 1))
             self.output_bias = nn.Parameter(torch.empty(runs, 1, 1))
+        if rating_head != "mlp":
+            self.user_shift = nn.Parameter(torch.zeros(runs, 1, self.rating_dim))
+            self.item_shift = nn.Parameter(torch.zeros(runs, 1, self.rating_dim))
         if rating_biases and not self.ranking_dim == self.rating_dim == self.shared_dims:
             self.rating_user_bias = nn.Parameter(torch.zeros(runs, n_users, 1))
             self.rating_item_bias = nn.Parameter(torch.zeros(runs, n_items, 1))
@@ -295,14 +299,13 @@ class MultiTaskNet(nn.Module):
 
     def rating(self, user_ids: Tensor, item_ids: Tensor, u: Tensor, q: Tensor) -> Tensor:
         """r̂_ij of pairs: (R, B) ids, and u_i, q_j in the rating windows (R, B, D_R) -> (R, B)."""
-        product = u * q  # in training without options: gradients.py
-        predicted = 0.0
+        predicted = 0.0  # in training without options: gradients.py
         if self.rating_head != "dot":
-            features = torch.cat([u, q, product], -1)  # (R, B, 3·D_R)
+            features = torch.cat([u, q, u * q], -1)  # (R, B, 3·D_R)
             hidden = torch.baddbmm(self.hidden_bias, features, self.hidden_weight).relu()
             predicted = torch.baddbmm(self.output_bias, hidden, self.output_weight).squeeze(-1)
         if self.rating_head != "mlp":
-            predicted = predicted + product.sum(-1)
+            predicted = predicted + ((u + self.user_shift) * (q + self.item_shift)).sum(-1)
         return self.biased(user_ids, item_ids, predicted)
 
     def biased(self, user_ids: Tensor, item_ids: Tensor, predicted: Tensor) -> Tensor:

@@ -399,6 +399,7 @@ class Stack:
         u_r, q_r = [self.dropped(net.rating_window(rows), self.rating_dropout) for rows in (u, q)]
         who = users.gather(1, place)
         if net.rating_head == "dot":  # one product for all pairs beats gathering a row for each
+            u_r, q_r = u_r + net.user_shift, q_r + net.item_shift
             products = torch.bmm(u_r, q_r.transpose(1, 2)).flatten(1)
             predicted = net.biased(who, items, products.gather(1, place * net.n_items + items))
         else:

@@ -33,7 +33,9 @@ def test_forward_is_the_documented_formula(batch, shared_dims, rating_biases, ra
         u_f, q_f, u_r, q_r = u[:4], q[:4], u[-4:], q[-4:]
         a, b = net.user_bias[0, i, 0], net.item_bias[0, j, 0]
         assert scores[0, k].item() == pytest.approx((u_f @ q_f + a + b).item(), abs=1e-5)
-        expected = u_r @ q_r if rating_head != "mlp" else 0
+        expected = 0
+        if rating_head != "mlp":
+            expected = (u_r + net.user_shift[0, 0]) @ (q_r + net.item_shift[0, 0])
         if rating_head != "dot":
             features = torch.cat([u_r, q_r, u_r * q_r])
             hidden = (features @ net.hidden_weight[0] + net.hidden_bias[0, 0]).clamp(min=0)
