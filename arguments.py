@@ -236,6 +236,11 @@ def build_parser(description: str = "") -> argparse.ArgumentParser:
         help="dropout of the user's and the item's vector that rating sees (0)",
     )
     add(
+        "--leave-one-out",
+        action="store_true",
+        help="in training, predict an interaction as if it weren't in the histories",
+    )
+    add(
         "--average",
         type=number(float, 0, 0.999999),
         default=0.0,
@@ -389,6 +394,13 @@ def resolve(argv: list[str], description: str = "") -> dict:
         raise ValueError(
             "--history-dropout has no effect without a history: add --user-history or "
             "--item-history"
+        )
+    if args["leave_one_out"] and (
+        not (by_user and histories and args["rating_head"] == "dot") or args["history_dropout"]
+    ):
+        raise ValueError(
+            "--leave-one-out needs a history, --batch-by user and --rating-head dot, "
+            "and goes without --history-dropout"
         )
     dropouts = args["ranking_dropout"] or args["rating_dropout"]
     if args["compile"] and (by_user or histories or dropouts):

@@ -212,6 +212,9 @@ class Stack:
         history_dropout, ranking_dropout, rating_dropout: rates of dropout in training, of the
             interactions in a history, of u_i in the ranking window, of u_i and q_j in the rating
             window.
+        leave_one_out: in training an interaction is predicted as if it weren't in the histories,
+            as it isn't at test; for batches by user and the dot product. Source: the zero
+            diagonal of Steck, EASE, WWW 2019.
         average: the parameters returned are the exponential average of the steps', with this
             decay (the plain mean of the first 1 / (1 − decay) steps). 0: the last step's.
         log_gradients: measure the tasks' gradients at the first batch of each epoch.
@@ -240,6 +243,7 @@ class Stack:
         history_dropout: float = 0.0,
         ranking_dropout: float = 0.0,
         rating_dropout: float = 0.0,
+        leave_one_out: bool = False,
         average: float = 0.0,
         log_gradients: bool = False,
         compile: bool = False,
@@ -262,6 +266,7 @@ class Stack:
         self.lr, self.schedule, self.epochs, self.batch_by = lr, schedule, epochs, batch_by
         dropout = history_dropout, ranking_dropout, rating_dropout
         self.history_dropout, self.ranking_dropout, self.rating_dropout = dropout
+        self.leave_one_out = leave_one_out
         self.streams: list[torch.Generator] = []
         batched = net.n_users if batch_by == "user" else self.train.shape[1]
         self.steps = math.ceil(batched / batch_size)
@@ -332,26 +337,30 @@ class Stack:
         for net in {self.net, self.returned}:
             net.observe(self.users[train], self.items[train], self.ratings[train])
 
-    def dropped(self, values: Tensor, rate: float, sizes: Sequence[int] | None = None) -> Tensor:
-        """Dropout, x · 1[uniform ≥ rate] / (1 − rate), each run's draws from its own stream.
+    def mask(self, like: Tensor, rate: float, sizes: Sequence[int] | None = None) -> Tensor:
+        """Dropout's factors, 1[uniform ≥ rate] / (1 − rate), each run's from its own stream.
 
-        (R, ...) values; or flat ones, of which run r's are sizes[r] in a row.
+        For (R, ...) values; or flat ones, of which run r's are sizes[r] in a row.
         Source: Srivastava et al., JMLR 2014.
         """
         if not rate:
-            return values
-        sizes = sizes or [values[0].numel()] * len(values)
+            return like.new_ones(1).expand_as(like)
+        sizes = sizes or [like[0].numel()] * len(like)
         # Four draws of 16 bits from each of 64: drawing is a tenth of a step otherwise.
         draws = [
             torch.empty(-(-n // 4), dtype=torch.int64).random_(-(2**63), None, generator=own)
             for n, own in zip(sizes, self.streams, strict=True)
         ]
         uniform = torch.cat([d.view(torch.int16)[:n] for d, n in zip(draws, sizes, strict=True)])
-        keep = (uniform >= round(rate * 2**16) - 2**15).to(values.dtype).div_(1 - rate)
-        return values * keep.to(values.device).view(values.shape)
+        keep = (uniform >= round(rate * 2**16) - 2**15).to(like.dtype).div_(1 - rate)
+        return keep.to(like.device).view(like.shape)
+
+    def dropped(self, values: Tensor, rate: float) -> Tensor:
+        return values * self.mask(values, rate) if rate else values
 
     def thin(self, weights: Tensor, sizes: Sequence[int]) -> Tensor:
-        return self.dropped(weights, self.history_dropout, sizes)
+        rate = self.history_dropout
+        return weights * self.mask(weights, rate, sizes) if rate else weights
 
     def losses(
         self, users: Tensor, items: Tensor, negatives: Tensor | None, ratings: Tensor
@@ -390,21 +399,60 @@ class Stack:
             place, items, ratings, real: (R, P) of the interactions: the user's place in the
                 batch, item, rating, and False for padding.
         """
-        net = self.net
+        net, item_bias = self.net, self.net.item_bias.transpose(1, 2)
+        at = place * net.n_items + items  # of each interaction in (R, B · n_items)
         u, q = net.user_rows(users, self.thin), net.catalogue(self.thin)
-        u_f = self.dropped(net.ranking_window(u), self.ranking_dropout)
-        item_bias, catalogue = net.item_bias.transpose(1, 2), net.ranking_window(q).transpose(1, 2)
-        scores = torch.baddbmm(item_bias, u_f, catalogue)
+
+        u_f, q_f = net.ranking_window(u), net.ranking_window(q)
+        keep = self.mask(u_f, self.ranking_dropout), self.mask(q_f, 0.0)
+        u_f = u_f * keep[0]
+        scores = torch.baddbmm(item_bias, u_f, q_f.transpose(1, 2))
+        if self.leave_one_out:
+            own = self._without_itself(users, u_f, q_f, keep, net.ranking_window)
+            size = len(at), scores[0].numel() + 1  # the last for padding
+            picked = torch.zeros(size, dtype=torch.bool, device=at.device)
+            picked.scatter_(1, at.where(real, size[1] - 1), True)
+            scores = torch.where(picked[:, :-1].view_as(scores), own + item_bias, scores)
         factorization = user_softmax_loss(scores, place, items, real)
-        u_r, q_r = [self.dropped(net.rating_window(rows), self.rating_dropout) for rows in (u, q)]
+
+        u_r, q_r = net.rating_window(u), net.rating_window(q)
+        keep = [self.mask(rows, self.rating_dropout) for rows in (u_r, q_r)]
+        u_r, q_r = u_r * keep[0], q_r * keep[1]
         who = users.gather(1, place)
         if net.rating_head == "dot":  # one product for all pairs beats gathering a row for each
             u_r, q_r = u_r + net.user_shift, q_r + net.item_shift
-            products = torch.bmm(u_r, q_r.transpose(1, 2)).flatten(1)
-            predicted = net.biased(who, items, products.gather(1, place * net.n_items + items))
+            if self.leave_one_out:
+                products = self._without_itself(users, u_r, q_r, keep, net.rating_window)
+            else:
+                products = torch.bmm(u_r, q_r.transpose(1, 2))
+            predicted = net.biased(who, items, products.flatten(1).gather(1, at))
         else:
             predicted = net.rating(who, items, net.rows(u_r, place), net.rows(q_r, items))
         return factorization, _mean((predicted - ratings).square(), real)
+
+    def _without_itself(self, users, u, q, keep, window) -> Tensor:
+        """u_i · q_j of each pair as if its own interaction weren't in the two histories.
+
+        With h_j and g_i what j adds to a user and i to an item, k and k' the dropout factors:
+        (u_i − k_i ∘ h_j / √n_i) · (q_j − k'_j ∘ g_i / √n_j), multiplied out to be one product.
+
+        Args:
+            users: (R, B); u: (R, B, D) and q: (R, n_items, D), in the window, dropped out.
+            keep: k (R, B, D) and k' (R, n_items, D).
+        """
+        net, (of_users, of_items) = self.net, self.net.histories()
+        left, right = [u], [q]
+        if of_users:
+            h = window(net.history_items)
+            k = keep[0] * net.by_user.weights.view(len(u), -1).gather(1, users).unsqueeze(-1)
+            left.append(-k), right.append(h * q)
+        if of_items:
+            g = window(net.rows(net.history_users, users))
+            k_items = keep[1] * net.by_item.weights.view(len(u), -1, 1)
+            left.append(-u * g), right.append(k_items)
+        if of_users and of_items:
+            left.append(k * g), right.append(h * k_items)
+        return torch.bmm(torch.cat(left, -1), torch.cat(right, -1).transpose(1, 2))
 
     def _gradients(self, *batch: Tensor | None):
         """Fill the gradients of a batch; L_F and L_R, (R,) each."""

@@ -106,7 +106,7 @@ def make_stack(args: dict, data: Interactions, runs: list[dict], splits: list[Sp
     net = MultiTaskNet(data.n_users, data.n_items, seeds=keys, **structure).to(args["device"])
     names = ("loss", "exclude_positives", "batch_size", "optimizer", "lr", "weight_decay")
     names += ("schedule", "epochs", "batch_by", "history_dropout", "ranking_dropout")
-    names += ("rating_dropout", "average", "log_gradients")
+    names += ("rating_dropout", "leave_one_out", "average", "log_gradients")
     return Stack(
         net,
         data.user_ids,

@@ -32,27 +32,26 @@ FOLDS = 4
 TRIALS = 60  # the budget
 FIXED = """
 --embedding-dim 100 --rating-head dot --rating-biases --user-history --item-history
---loss softmax --batch-by user --schedule cosine --clip-ratings
+--leave-one-out --loss softmax --batch-by user --schedule cosine --clip-ratings
 """
 SPACE = {  # searched on a logarithmic scale where a range spans more than a factor of 4
-    "common": (32, 160),
-    "ranking_own": (64, 320),
-    "rating_own": (16, 160),
-    "lambda_f": (0.2, 0.8),
-    "epochs": (50, 120),
-    "batch_size": (64, 256),
-    "lr": (0.004, 0.02),
-    "decay_ranking": (0.4, 4.0),
-    "decay_common": (0.6, 6.0),
-    "decay_rating": (0.6, 6.0),
-    "history_dropout": (0.1, 0.7),
-    "ranking_dropout": (0.2, 0.8),
-    "rating_dropout": (0.2, 0.7),
+    "common": (48, 128),
+    "ranking_own": (64, 256),
+    "rating_own": (32, 128),
+    "lambda_f": (0.3, 0.7),
+    "epochs": (40, 90),
+    "batch_size": (64, 192),
+    "lr": (0.006, 0.016),
+    "decay_ranking": (0.5, 3.0),
+    "decay_common": (1.0, 4.0),
+    "decay_rating": (1.0, 4.0),
+    "ranking_dropout": (0.3, 0.8),
+    "rating_dropout": (0.3, 0.7),
 }
 FIRST = [  # the trials it begins with
-    dict(zip(SPACE, (96, 128, 64, 0.5, 60, 128, 0.01, 1.0, 2.0, 2.0, 0.5, 0.5, 0.5), strict=True)),
-    dict(zip(SPACE, (96, 128, 64, 0.5, 60, 128, 0.01, 1.0, 2.0, 2.0, 0.3, 0.6, 0.5), strict=True)),
-    dict(zip(SPACE, (96, 256, 64, 0.5, 80, 128, 0.01, 1.0, 2.0, 3.0, 0.4, 0.6, 0.5), strict=True)),
+    dict(zip(SPACE, (96, 128, 64, 0.5, 60, 128, 0.01, 1.0, 2.0, 2.0, 0.6, 0.5), strict=True)),
+    dict(zip(SPACE, (64, 96, 64, 0.5, 60, 128, 0.01, 1.0, 2.0, 2.0, 0.6, 0.5), strict=True)),
+    dict(zip(SPACE, (96, 128, 64, 0.5, 60, 64, 0.007, 1.0, 2.0, 2.0, 0.6, 0.5), strict=True)),
 ]
 
 
@@ -66,8 +65,7 @@ def arguments_of(settings: dict) -> str:
     text += f" --lambda-f {s['lambda_f']} --lambda-r {1 - float(s['lambda_f']):.3g}"
     text += f" --epochs {s['epochs']} --batch-size {s['batch_size']} --lr {s['lr']}"
     text += f" --weight-decay {decays}"
-    for name in ("history", "ranking", "rating"):
-        text += f" --{name}-dropout {s[f'{name}_dropout']}"
+    text += f" --ranking-dropout {s['ranking_dropout']} --rating-dropout {s['rating_dropout']}"
     return " ".join(text.split())
 
 

@@ -465,7 +465,7 @@ def test_gradients_of_a_history_are_those_of_a_dense_product():
 def test_dropout_keeps_the_mean_and_leaves_out_its_share():
     stack = make_stack(2, user_history=True, history_dropout=0.25)
     stack._draw_from("dropout", 0)
-    values = stack.dropped(torch.ones(2, 20_000), 0.25)
+    values = stack.mask(torch.ones(2, 20_000), 0.25)
     assert values.unique().tolist() == pytest.approx([0, 4 / 3])
     assert (values == 0).float().mean(1).tolist() == pytest.approx([0.25, 0.25], abs=0.02)
     assert not torch.equal(values[0], values[1])
@@ -473,6 +473,48 @@ def test_dropout_keeps_the_mean_and_leaves_out_its_share():
     whole, thinned = stack.net.user_rows(ids), stack.net.user_rows(ids, stack.thin)
     assert not torch.allclose(whole, thinned)
     assert stack.dropped(values, 0.0) is values
+
+
+@pytest.mark.parametrize("histories", [(True, True), (True, False), (False, True)])
+def test_left_out_an_interaction_is_predicted_as_if_it_had_not_been(histories):
+    of_users, of_items = histories
+    options = {**RECIPE, "history_dropout": 0.0, "ranking_dropout": 0.0, "rating_dropout": 0.0}
+    options |= dict(user_history=of_users, item_history=of_items, shared_dims=3, batch_size=40)
+    stack = make_stack(1, leave_one_out=True, **options)
+    with torch.no_grad():
+        for parameter in stack.net.parameters():
+            parameter.copy_(torch.randn(parameter.shape) / 3)
+    users, place, items, ratings, real = next(stack.user_batches(0))
+    net, losses = stack.net, stack.user_losses(users, place, items, ratings, real)
+    who = users[0, place[0]]
+    scores, predicted = net.catalogue_scores(users[0])[0], []
+    for k, (i, j) in enumerate(zip(who.tolist(), items[0].tolist(), strict=True)):
+        u, q = net.user_rows(torch.tensor([[i]]))[0, 0], net.item_rows(torch.tensor([[j]]))[0, 0]
+        if of_users:
+            u = u - net.history_items[0, j] / len(picked_by(stack, i)) ** 0.5
+        if of_items:
+            q = q - net.history_users[0, i] / (items[0] == j).sum() ** 0.5
+        own = u[:8] @ q[:8] + net.user_bias[0, i, 0] + net.item_bias[0, j, 0]
+        scores[place[0, k], j] = own
+        rated = (u[-8:] + net.user_shift[0, 0]) @ (q[-8:] + net.item_shift[0, 0])
+        rated = rated + net.rating_user_bias[0, i, 0] + net.rating_item_bias[0, j, 0]
+        predicted.append(rated + net.mean_rating[0, 0])
+    expected = torch.nn.functional.cross_entropy(scores[place[0]], items[0])
+    torch.testing.assert_close(losses[0][0], expected)
+    error = (torch.stack(predicted) - ratings[0]).square().mean()
+    torch.testing.assert_close(losses[1][0], error)
+
+
+def test_what_is_left_out_is_left_out_of_the_dropped_out_vectors_too():
+    options = {**RECIPE, "history_dropout": 0.0, "batch_size": 40, "leave_one_out": True}
+    stack = make_stack(1, n=21, **options)  # one training interaction: the histories are it alone
+    batch, losses = next(stack.user_batches(0)), []
+    for scale in (1.0, 0.0):
+        with torch.no_grad():
+            stack.net.history_items.mul_(scale), stack.net.history_users.mul_(scale)
+        stack._draw_from("dropout", 0)
+        losses.append(stack.user_losses(*batch)[1])
+    torch.testing.assert_close(*losses, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("option", ["history_dropout", "ranking_dropout", "rating_dropout"])

@@ -386,6 +386,7 @@ def test_a_run_that_diverges_stops_alone_and_keeps_its_checkpoint(command):
         (["--history-dropout", "0.5"], "--history-dropout has no effect"),
         (["--user-history", "--history-dropout", "1"], "'1' must be a number"),
         (["--compile", "--ranking-dropout", "0.5"], "--compile is for"),
+        (["--leave-one-out", "--user-history"], "--leave-one-out needs"),
     ],
 )
 def test_bad_input_is_one_line_exit_code_2_and_nothing_written(
