@@ -4,7 +4,7 @@
     python plot.py runs/shared runs/separate       two runs, with a legend of what differs
     python plot.py runs/ten-seeds --out figures    every run of a stack, drawn elsewhere
     python plot.py --study results/study.jsonl     results/figures/, results/tables.md, and the
-                                                   generated blocks of STUDY.md and README.md
+                                                   generated blocks of the documents beside
 
 Of runs, the five curves are drawn, overlaid; only their folders are read (config.json,
 history.csv, result.json). Of a study, only its file is read. Nothing is trained or recomputed.
@@ -22,8 +22,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+DOCUMENTS = ("README.md", "STUDY.md", "RESULTS.md", "RELIABILITY.md")  # hold generated blocks
 # Okabe and Ito's colour-blind-safe palette without its yellow, which is too pale on white.
-DOCUMENTS = ("README.md", "STUDY.md", "RELIABILITY.md")  # hold generated blocks
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 LINE_STYLES = ["-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (2, 2, 6, 2))]
 STYLE = {
@@ -257,6 +257,7 @@ def read_runs(given: list[Path]) -> list[Run]:
 def draw_study(frame, out: Path, documents: list[Path]) -> list[Path]:
     """Figures and tables.md into `out`, blocks into the documents beside it; the paths written."""
     from figures import scaling_figure, study_figures
+    from results_tables import results_text
     from tables import page, read_bench, records_text, study_text, write_blocks
 
     written, text = [], study_text(frame)
@@ -268,7 +269,7 @@ def draw_study(frame, out: Path, documents: list[Path]) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
     (out / "tables.md").write_text(page(text), encoding="utf-8")
     for document in documents:
-        write_blocks(document, text | records_text(out))
+        write_blocks(document, text | records_text(out) | results_text(out))
     return [*written, out / "tables.md", *documents]
 
 

@@ -10,6 +10,7 @@ from scipy import stats
 
 import plot
 import tables
+from results_tables import results_text
 
 ROOT = Path(tables.__file__).parent
 STUDY = ROOT / "results/study.jsonl"
@@ -312,7 +313,7 @@ def test_blocks_are_replaced_and_all_else_stays(tmp_path):
         tables.write_blocks(page, {"a": "1", "b": "2"})
 
 
-OTHERS = tables.records_text(ROOT / "results")
+OTHERS = tables.records_text(ROOT / "results") | results_text(ROOT / "results")
 DOCUMENTS = [*(ROOT / name for name in plot.DOCUMENTS), ROOT / "results/tables.md"]
 
 
