@@ -60,7 +60,8 @@ def study_lines(seeds=range(4), epochs=12, only=None) -> list[dict]:
             line |= dict(optimizer="sgd" if experiment == "sgd" else "adam")
             line |= dict(split="temporal" if experiment == "temporal" else "random")
             line |= dict(mrr=mrr, mse=mse, mrr_first=0.3, ndcg_at_10=0.2, recall_at_10=0.2)
-            line |= dict(epoch=epochs // 2, last_mrr=mrr, last_mse=mse + 1, train_seconds=9.0)
+            line |= dict(epoch=epochs // 2, last_mrr=mrr, last_mse=mse + 1)
+            line |= dict(train_seconds=9.0 + index, eval_seconds=1.0)
             line |= dict(own_mrr=mrr + 0.001, own_mse=mse - 0.01) if selected else {}
             if experiment in ("report", "selected"):
                 ranks = np.clip(mrr + random.normal(0, 0.05, USERS), 0.001, 1).round(4).tolist()
@@ -256,6 +257,58 @@ def test_a_gain_is_against_the_task_alone_with_the_same_sharing(study, text):
     joint = tables.arm(study, "sharing", 16, 0.5).mse
     shown = f"{(joint - alone).mean():+.3f}".replace("-", "−")
     assert text["dial.k16.0.5.mse.gain"] == shown
+
+
+def test_own_gains_compare_each_task_at_the_epoch_that_is_best_for_it(study, text):
+    alone = tables.arm(study, "weights", 0, 1.0).own_mrr
+    joint = tables.arm(study, "selected", 0, 0.5).own_mrr
+    shown = f"{(joint - alone).mean():+.4f}".replace("-", "−")
+    assert text["dial.separate.0.5.own_mrr.gain"] == shown != text["dial.separate.0.5.mrr.gain"]
+    assert shown in text["own_gains"]
+    arms = [tables.arm(study, "dial", 16, f) for f in tables.LAMBDAS]
+    for end, columns in (("", ["mrr", "mse"]), (".own", ["own_mrr", "own_mse"])):
+        volumes = [
+            tables.hypervolume(np.array([runs.loc[seed, columns] for runs in arms], float))
+            for seed in range(4)
+        ]
+        assert text[f"hypervolume.k16{end}"] == f"{np.mean(volumes):.3f}"
+
+
+def test_the_grid_costs_the_sum_of_its_stacks_each_counted_once(study, text):
+    seconds = {
+        line["stack"]: line["train_seconds"] + 1 for line in study_lines() if "epoch" in line
+    }
+    assert tables.grid_hours(study) == pytest.approx(sum(seconds.values()) / 3600)
+    assert text["stacks"] == str(len(seconds))
+
+
+def test_a_verdict_follows_the_interval_and_the_test_that_belongs_to_it():
+    for told, *given in [
+        ("held", 0.1, 0.2, 1),
+        ("held", -0.2, -0.1, -1),
+        ("held: no difference seen", -0.1, 0.1, 0),
+        ("not settled", -0.1, 0.1, 1),
+        ("did not hold: the opposite", -0.2, -0.1, 1),
+        ("did not hold: lower", -0.2, -0.1, 0),
+        ("held", 0.1, 0.2, 1, 0.04),
+        ("not settled: Holm's p is 0.0900", 0.1, 0.2, 1, 0.09),
+        ("not settled", -0.1, 0.1, 1, 0.09),
+    ]:
+        assert tables.verdict(*given) == told, given
+
+
+def test_a_faults_numbers_are_the_ends_of_its_curves(tmp_path):
+    lines = [
+        dict(experiment="faults", stack="f", fault="broadcast MSE", seed=seed)
+        | dict(curves={name: [3.0 + seed, 9.0, 1.0 + seed] for name in tables.FAULT_CURVES})
+        for seed in (0, 1)
+    ]
+    frame = tables.read_study(write_study(tmp_path / "study.jsonl", lines))
+    told = tables.fault_numbers(frame)
+    name = "faults.broadcast_MSE.regression_loss"
+    assert (told[f"{name}.first"], told[name], told[f"{name}.n"]) == ("3.500", "1.500", "2")
+    assert told["faults.published.mrr"] == "0.039 to 0.046"
+    assert "| broadcast MSE | 2 | 3.500 ± 0.707 |" in tables.study_text(frame)["faults"]
 
 
 @pytest.mark.parametrize("only", [["report"], ["weights", "baselines"], ["selected", "sgd"]])
