@@ -318,7 +318,10 @@ def family_tests(frame: pd.DataFrame, question: str) -> dict[tuple[str, str], tu
 
 
 def question_numbers(frame: pd.DataFrame) -> dict[str, str]:
-    """q1|q2.report|selected.mrr|mse: .difference, .p, .holm, .d, …; users.q1|q2.report|selected."""
+    """q1|q2.report|selected.mrr|mse: .difference, .p, .holm, .d, …; users.q1|q2.report|selected.
+
+    q1|q2.temporal.mrr|mse.difference and q1|q2.training.MEASURE are differences without a test.
+    """
     told = {}
     for question, settings in QUESTIONS.items():
         tests = family_tests(frame, question)
@@ -333,6 +336,11 @@ def question_numbers(frame: pd.DataFrame) -> dict[str, str]:
                 told |= {f"{name}.n": str(len(difference)), f"{name}.d": show(d, 2, "+")}
                 told |= {f"{name}.rank_biserial": show(biserial, 2, "+")}
                 told |= {f"{name}.p": show(p, 4), f"{name}.holm": show(adjusted, 4)}
+        told |= compare(f"{question}.temporal", *(arm(frame, "temporal", *at) for at in settings))
+        trained = [training_measures(arm(frame, "report", *where)) for where in settings]
+        for measure, (digits, _) in MEASURES.items():
+            difference = paired_difference(*(measures[measure] for measures in trained))
+            told |= estimate(f"{question}.training.{measure}", difference, digits, "+")
     return told
 
 
@@ -401,7 +409,8 @@ def gradient_numbers(frame: pd.DataFrame) -> dict[str, str]:
             told |= estimate(f"{name}.cosine", cosine.mean(), 3, "+")
             told |= estimate(f"{name}.conflict", conflict, 0)
             told |= estimate(f"{name}.norm_ratio", ratio, 3)
-            told |= estimate(f"{name}.weighted", ratio * where[1] / (1 - where[1]), 3)
+            digits = 1 if where[1] > 0.5 else 3
+            told |= estimate(f"{name}.weighted", ratio * where[1] / (1 - where[1]), digits)
     return told
 
 
