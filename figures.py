@@ -34,6 +34,13 @@ MARKERS = {WIDTH: "o", 16: "^", 0: "s"}
 AXES = {"mrr": "MRR (test)", "mse": "MSE (test, rating units²)"}
 PUBLISHED_LINE = dict(color="#000000", linestyle="--", linewidth=1, zorder=2.2)
 MUTED = "#777777"
+FAULT_STYLES = [
+    "-",
+    (0, (6, 2)),
+    (0, (2, 1)),
+    "-.",
+    ":",
+]  # faults that don't touch a curve coincide
 BASELINE_STYLES = {"popularity": ":", "biases": (0, (5, 2, 1, 2))}  # the global mean is far off
 
 
@@ -237,12 +244,16 @@ def pareto_figure(frame: pd.DataFrame) -> Figure | None:
             front = front[np.argsort(front[:, 1])]
             label = f"{SHARING_LABELS[K]}, with its front"
             axis.plot(front[:, 1], front[:, 0], label=label, **style)
-            offset, side = LABEL_PLACES[K]
-            told = dict(textcoords="offset points", fontsize=8, color=SHARING_COLOURS[K], ha=side)
-            for label, place in point_labels(means, list(dial)).items():
-                axis.annotate(label, place[::-1], offset, **told)
         baseline_lines(axis, frame, "mrr")
         baseline_lines(axis, frame, "mse", across=False)
+        axis.margins(x=0.1)
+        near = 0.04 * np.ptp(axis.get_ylim()), 0.06 * np.ptp(axis.get_xlim())
+        for K, dial in arms.items():
+            means = np.array([runs[columns].mean() for runs in dial.values()]).reshape(-1, 2)
+            offset, side = LABEL_PLACES[K]
+            told = dict(textcoords="offset points", fontsize=8, color=SHARING_COLOURS[K], ha=side)
+            for label, place in point_labels(means, list(dial), near).items():
+                axis.annotate(label, place[::-1], offset, **told)
         axis.set(title=title, xlabel=f"{AXES['mse']}: better to the left")
         axis.set_ylabel(f"{AXES['mrr']}: better upwards")
     handles, labels = legend_of(panels[0])
@@ -251,11 +262,11 @@ def pareto_figure(frame: pd.DataFrame) -> Figure | None:
     return figure
 
 
-def point_labels(means: np.ndarray, lambdas: list[float]) -> dict[str, np.ndarray]:
-    """λ_F -> point, neighbours on the dial that nearly coincide with one label: "0.01 to 0.5"."""
-    near, groups = np.array([0.003, 0.025]), []  # MRR, MSE
+def point_labels(means: np.ndarray, lambdas: list[float], near) -> dict[str, np.ndarray]:
+    """λ_F -> point; neighbours within `near` (MRR, MSE) have one label, like "0.01 to 0.5"."""
+    groups = []
     for point, f in zip(means, lambdas, strict=True):
-        if groups and (abs(point - groups[-1][0]) < near).all():
+        if groups and (abs(point - groups[-1][0]) < np.asarray(near)).all():
             groups[-1][1].append(f)
         else:
             groups.append((point, [f]))
@@ -302,13 +313,15 @@ def faults_figure(frame: pd.DataFrame) -> Figure | None:
     chosen = [(*curve[:2], k) for k, curve in enumerate(CURVES) if curve[0] != "joint_loss"]
     figure, panels = grid(1, 4, (13, 3.6))
     levels = np.array(list(PUBLISHED.values()))
+    published = "published runs, last epoch: mean and range"
     for axis, (column, tag, k) in zip(panels[0], chosen, strict=True):
         for i, (fault, runs) in enumerate(lines.groupby("fault", sort=False)):
-            style = dict(color=COLOURS[i % len(COLOURS)], label=fault)
-            band(axis, curves_of(runs, column), **style)
+            style = dict(color=COLOURS[i % len(COLOURS)], linestyle=FAULT_STYLES[i % 5])
+            label = "no fault" if fault == "none" else fault
+            band(axis, curves_of(runs, column), label=label, **style)
         low, high = levels[:, k].min(), levels[:, k].max()
         axis.axhspan(low, high, color="black", alpha=0.12, linewidth=0)
-        axis.axhline(levels[:, k].mean(), label="published runs, last epoch", **PUBLISHED_LINE)
+        axis.axhline(levels[:, k].mean(), label=published, **PUBLISHED_LINE)
         axis.set(title=tag, xlabel="epoch")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure

@@ -376,6 +376,7 @@ def dial_numbers(frame: pd.DataFrame) -> dict[str, str]:
             told |= arm_numbers(name, runs)
             told |= compare(f"{name}.to_separate", runs, arms[f"dial.{key(0, f)}"])
             told |= compare(f"{name}.to_shared", runs, arms[f"dial.{key(WIDTH, f)}"])
+    volumes = {}
     for K, sharing in NAMES.items():
         arms = {f: arm(frame, "dial", K, f) for f in LAMBDAS}
         alone = {"mrr": arms[1.0].own_mrr, "mse": arms[0.0].own_mse}
@@ -391,8 +392,16 @@ def dial_numbers(frame: pd.DataFrame) -> dict[str, str]:
         seeds = sorted(set.intersection(*(set(runs.index) for runs in arms.values())))
         for end, columns in {"": METRICS, ".own": OWN}.items():
             fronts = [[runs.loc[seed, list(columns)] for runs in arms.values()] for seed in seeds]
-            volumes = [hypervolume(np.array(front, float)) for front in fronts]
-            told |= estimate(f"hypervolume.{sharing}{end}", volumes, 3)
+            each = {
+                seed: hypervolume(np.array(front, float))
+                for seed, front in zip(seeds, fronts, strict=True)
+            }
+            volumes[sharing, end] = pd.Series(each, dtype=float)
+            told |= estimate(f"hypervolume.{sharing}{end}", list(each.values()), 3)
+    for (sharing, end), each in volumes.items():
+        for other in ("shared", "separate"):
+            difference = paired_difference(each, volumes[other, end])
+            told |= estimate(f"hypervolume.{sharing}{end}.to_{other}", difference, 3, "+")
     return told
 
 
@@ -526,6 +535,7 @@ def study_text(frame: pd.DataFrame) -> dict[str, str]:
         for K in (WIDTH, 0)
     }
     faults = {fault: f"faults.{fault.replace(' ', '_')}" for fault in FAULTS}
+    faults = {"no fault" if fault == "none" else fault: name for fault, name in faults.items()}
     differences = [f"{m}.difference" for m in METRICS]
     heads = "setting | runs | MRR | MSE | MRR-first | NDCG@10 | Recall@10"
     metrics = ("n", "mrr", "mse", "=mrr_first", "=ndcg_at_10", "=recall_at_10")

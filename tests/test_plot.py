@@ -272,7 +272,7 @@ def test_a_broken_document_is_told_before_anything_is_written(tmp_path, capsys):
 
 def test_neighbours_on_the_dial_that_coincide_share_a_label():
     points = np.array([[0.057, 0.860], [0.058, 0.861], [0.09, 0.861], [0.12, 0.93]])
-    labels = point_labels(points, [0.01, 0.5, 0.909, 0.99])
+    labels = point_labels(points, [0.01, 0.5, 0.909, 0.99], (0.003, 0.02))
     assert {name: list(at) for name, at in labels.items()} == {
         "0.01 to 0.5": [0.057, 0.860],
         "0.91": [0.09, 0.861],

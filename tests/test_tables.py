@@ -265,13 +265,18 @@ def test_own_gains_compare_each_task_at_the_epoch_that_is_best_for_it(study, tex
     shown = f"{(joint - alone).mean():+.4f}".replace("-", "−")
     assert text["dial.separate.0.5.own_mrr.gain"] == shown != text["dial.separate.0.5.mrr.gain"]
     assert shown in text["own_gains"]
-    arms = [tables.arm(study, "dial", 16, f) for f in tables.LAMBDAS]
+    arms, others = ([tables.arm(study, "dial", K, f) for f in tables.LAMBDAS] for K in (16, 0))
     for end, columns in (("", ["mrr", "mse"]), (".own", ["own_mrr", "own_mse"])):
-        volumes = [
-            tables.hypervolume(np.array([runs.loc[seed, columns] for runs in arms], float))
-            for seed in range(4)
-        ]
+        volumes, below = (
+            [
+                tables.hypervolume(np.array([runs.loc[seed, columns] for runs in each], float))
+                for seed in range(4)
+            ]
+            for each in (arms, others)
+        )
         assert text[f"hypervolume.k16{end}"] == f"{np.mean(volumes):.3f}"
+        shown = f"{np.subtract(volumes, below).mean():+.3f}".replace("-", "−")
+        assert text[f"hypervolume.k16{end}.to_separate"] == shown
 
 
 def test_the_grid_costs_the_sum_of_its_stacks_each_counted_once(study, text):
