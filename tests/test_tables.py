@@ -1,6 +1,7 @@
 """tables.py: the statistics against oracles of their own, and documents that can't go stale."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -392,6 +393,20 @@ def test_a_document_says_what_the_results_say(document):
     if document.name == "tables.md":
         assert document.read_text(encoding="utf-8") == tables.page(text)
     assert tables.stale_blocks(document, text | OTHERS) == []
+
+
+def test_every_figure_in_the_studys_prose_is_generated():
+    text = re.sub(tables.BLOCK, "", (ROOT / "STUDY.md").read_text(encoding="utf-8"))
+    settings = {"0.99", "0.01", "0.5", "0.909", "0.0913", "0.05"}  # task weights, a level
+    assert set(re.findall(r"\d+\.\d+", text)) <= settings
+
+
+def test_the_recorded_grid_takes_two_workers_less_than_three_hours():
+    frame = tables.read_study(STUDY)
+    assert frame[frame.experiment.isin(tables.PLANNED)].groupby("experiment").size().to_dict() == {
+        name: 10 * arms for name, arms in tables.PLANNED.items()
+    }
+    assert tables.grid_hours(frame) / tables.WORKERS < 3
 
 
 def test_the_recorded_load_stays_within_its_bound():
