@@ -395,10 +395,36 @@ def test_a_document_says_what_the_results_say(document):
     assert tables.stale_blocks(document, text | OTHERS) == []
 
 
+@pytest.mark.parametrize("document", [*DOCUMENTS, ROOT / "LOG.md"], ids=lambda path: path.name)
+def test_a_document_leaves_nothing_to_be_done_and_links_only_to_what_is_there(document):
+    text = document.read_text(encoding="utf-8")
+    for left in ("TODO", "FIXME", "still being computed"):
+        assert left not in text
+    links = re.findall(r"\]\(([^)\s]+)\)", text)
+    links = [link.split("#")[0] for link in links if "://" not in link and link[0] != "#"]
+    assert links or document.name not in ("README.md", "STUDY.md")
+    assert [link for link in links if not (document.parent / link).is_file()] == []
+
+
 def test_every_figure_in_the_studys_prose_is_generated():
     text = re.sub(tables.BLOCK, "", (ROOT / "STUDY.md").read_text(encoding="utf-8"))
     settings = {"0.99", "0.01", "0.5", "0.909", "0.0913", "0.05"}  # task weights, a level
     assert set(re.findall(r"\d+\.\d+", text)) <= settings
+
+
+def test_two_recorded_faults_end_each_alone_at_the_published_levels():
+    lines = tables.read_study(STUDY)
+    means = {
+        fault: [tables.curves_of(runs, name)[:, -1].mean() for name in tables.FAULT_CURVES]
+        for fault, runs in lines[lines.experiment == "faults"].groupby("fault")
+    }
+    levels = np.array([list(values) for values in tables.PUBLISHED.values()])
+    levels = levels[:, [place for place, _ in tables.FAULT_CURVES.values()]]
+    room = np.array([0.003, 0.005, 0.005, 0.05])
+    low, high = levels.min(0) - room, levels.max(0) + room
+    for fault, k in zip(["batch product", "broadcast MSE"] * 2, (0, 1, 2, 3), strict=True):
+        assert low[k] < means[fault][k] < high[k], (fault, k)
+        assert not low[k] < means["none"][k] < high[k], k
 
 
 def test_the_recorded_grid_takes_two_workers_less_than_three_hours():
