@@ -13,7 +13,9 @@ from plot import COLOURS, CURVES
 from tables import (
     BASELINES,
     LAMBDAS,
+    METRICS,
     NAMES,
+    OWN,
     PUBLISHED,
     SETTINGS,
     WIDTH,
@@ -27,11 +29,19 @@ from tables import (
 SHARING_COLOURS = dict(zip(NAMES, COLOURS, strict=False))  # K = 32, 16, 0
 SHARING_LABELS = {WIDTH: "shared", 16: f"16 of {WIDTH} shared", 0: "separate"}
 WEIGHT_COLOURS = {0.99: COLOURS[0], 0.5: COLOURS[1]}
-LABEL_OFFSETS = {WIDTH: (14, -12), 16: (-14, 7), 0: (14, 7)}
+LABEL_PLACES = {WIDTH: ((6, -11), "left"), 16: ((-6, 6), "right"), 0: ((6, 6), "left")}
 MARKERS = {WIDTH: "o", 16: "^", 0: "s"}
 AXES = {"mrr": "MRR (test)", "mse": "MSE (test, rating units²)"}
 PUBLISHED_LINE = dict(color="#000000", linestyle="--", linewidth=1, zorder=2.2)
 MUTED = "#777777"
+FAULT_STYLES = [
+    "-",
+    (0, (6, 2)),
+    (0, (2, 1)),
+    "-.",
+    ":",
+]  # faults that don't touch a curve coincide
+BASELINE_STYLES = {"popularity": ":", "biases": (0, (5, 2, 1, 2))}  # the global mean is far off
 
 
 def study_figures(frame: pd.DataFrame) -> dict[str, Figure]:
@@ -66,6 +76,7 @@ def scaling_figure(record: dict) -> Figure:
         at.plot([x / 1e6 for x in points], values, marker, color=colour)
         at.set_ylim(0, None)
         at.tick_params(axis="y", colors=colour)
+    memory.grid(False)
     axis.set(xlabel="million interactions (batch 16,384)")
     axis.set_ylabel("seconds an epoch", color=COLOURS[0])
     memory.set_ylabel("peak memory, GiB", color=COLOURS[1])
@@ -99,6 +110,24 @@ def mean_and_bars(values: pd.Series) -> tuple[float, list[list[float]]]:
     return mean, [[np.nan_to_num(mean - low)], [np.nan_to_num(high - mean)]]
 
 
+def baseline_lines(axis, frame: pd.DataFrame, metric: str, across: bool = True) -> None:
+    """The levels of the baselines that have the metric, over the random splits."""
+    for method, linestyle in BASELINE_STYLES.items():
+        lines = frame[(frame.method == method) & (frame.split == "random")]
+        if BASELINES[method] == metric and len(lines):
+            draw = axis.axhline if across else axis.axvline
+            label = f"{method} ({metric.upper()})"
+            draw(lines[metric].mean(), color=MUTED, ls=linestyle, lw=1.1, zorder=1.5, label=label)
+
+
+def legend_of(panels) -> tuple[list, list[str]]:
+    """Handles and labels of all panels, a label once, the baselines last."""
+    both = [axis.get_legend_handles_labels() for axis in panels]
+    entries = {label: handle for pair in both for handle, label in zip(*pair, strict=True)}
+    labels = sorted(entries, key=lambda label: label.split(" (")[0] in BASELINES)
+    return [entries[label] for label in labels], labels
+
+
 def report_figure(frame: pd.DataFrame) -> Figure | None:
     """The report's five curves for each setting, and the published run's last value, dashed."""
     arms = {where: arm(frame, "report", *where) for where in SETTINGS}
@@ -112,6 +141,9 @@ def report_figure(frame: pd.DataFrame) -> Figure | None:
             band(axis, curves_of(runs, column), color=WEIGHT_COLOURS[where[1]])
             if level is not None:
                 axis.axhline(level, **PUBLISHED_LINE)
+            elif axis is row[0]:
+                told = dict(transform=axis.transAxes, ha="right", va="top", color=MUTED)
+                axis.text(0.97, 0.95, "not in the published report", **told)
             if axis in panels[0]:
                 axis.set_title(tag)
             if axis in panels[-1]:
@@ -148,8 +180,8 @@ def sharing_figure(frame: pd.DataFrame) -> Figure | None:
                 axis.errorbar([shift - 2], [mean], bars, label=label, **style)
         axis.set(xlabel=f"shared dimensions K of {WIDTH}", ylabel=AXES[metric])
         axis.set_xticks(range(0, WIDTH + 1, 8), ["0\nseparate", "8", "16", "24", "32\nshared"])
-    entries = panels[0, 0].get_legend_handles_labels()
-    figure.legend(*entries, loc="outside lower center", ncols=4)
+        baseline_lines(axis, frame, metric)
+    figure.legend(*legend_of(panels[0]), loc="outside lower center", ncols=3)
     return figure
 
 
@@ -179,48 +211,66 @@ def weights_figure(frame: pd.DataFrame) -> Figure | None:
         ]
         axis.set_xticks([*np.log10([f / (1 - f) for f in ticks]), place], labels, fontsize=8)
         axis.set(xlabel=r"$\lambda_F/\lambda_R$ (log of the ratio)", ylabel=AXES[metric])
-    entries = panels[0, 0].get_legend_handles_labels()
-    figure.legend(*entries, loc="outside lower center", ncols=3)
+        baseline_lines(axis, frame, metric)
+    figure.legend(*legend_of(panels[0]), loc="outside lower center", ncols=5)
     return figure
 
 
 def pareto_figure(frame: pd.DataFrame) -> Figure | None:
-    """MRR against MSE of every weight, crosses of one sd, and each sharing's front."""
-    figure, ((axis,),) = grid(1, 1, (7, 5))
-    drawn = False
-    for K in NAMES:
-        arms = {f: arm(frame, "dial", K, f) for f in LAMBDAS[1:-1]}
-        arms = {f: runs for f, runs in arms.items() if len(runs)}
-        if not arms:
-            continue
-        drawn, colour = True, SHARING_COLOURS[K]
-        means = np.array([[runs.mrr.mean(), runs.mse.mean()] for runs in arms.values()])
-        sds = np.nan_to_num([[runs.mrr.std(), runs.mse.std()] for runs in arms.values()])
-        style = dict(color=colour, marker=MARKERS[K], linestyle="", markersize=5)
-        axis.errorbar(
-            means[:, 1], means[:, 0], sds[:, 0], sds[:, 1], elinewidth=0.7, alpha=0.55, **style
-        )
-        front = means[pareto_front(means)]
-        front = front[np.argsort(front[:, 1])]
-        axis.plot(front[:, 1], front[:, 0], color=colour, marker=MARKERS[K], markersize=5)
-        axis.lines[-1].set_label(f"{SHARING_LABELS[K]}, with its front")
-        for (mrr, mse), f in zip(means, arms, strict=True):
-            if f in (0.01, 0.5, 0.99):
-                told = dict(textcoords="offset points", fontsize=8, color=colour, ha="center")
-                axis.annotate(f"{f:g}", (mse, mrr), LABEL_OFFSETS[K], **told)
-    if not drawn:
+    """MRR against MSE of every weight, crosses of one sd, and each sharing's front.
+
+    On the left one epoch serves both tasks, on the right each task has the epoch best for it.
+    """
+    figure, panels = grid(1, 2, (12, 4.9))
+    arms = {K: {f: arm(frame, "dial", K, f) for f in LAMBDAS[1:-1]} for K in NAMES}
+    arms = {K: {f: runs for f, runs in dial.items() if len(runs)} for K, dial in arms.items()}
+    if not any(arms.values()):
         return None
-    baselines = frame[(frame.experiment == "baselines") & (frame.split == "random")]
-    for method, metric in BASELINES.items():
-        level = baselines.loc[baselines.method == method, metric].mean()
-        if np.isfinite(level) and method != "global mean":  # that one is far off to the right
-            line = axis.axhline if metric == "mrr" else axis.axvline
-            line(
-                level, color=MUTED, linestyle=":", linewidth=1, label=f"{method} ({metric.upper()})"
-            )
-    axis.set(xlabel=f"{AXES['mse']}: better to the left", ylabel=f"{AXES['mrr']}: better upwards")
-    axis.legend(title=r"numbers are $\lambda_F = 1 - \lambda_R$", loc="best")
+    for axis, columns, title in zip(
+        panels[0],
+        (list(METRICS), list(OWN)),
+        ("one epoch for both tasks", "each task at its own epoch"),
+        strict=True,
+    ):
+        for K, dial in arms.items():
+            if not dial:
+                continue
+            style = dict(color=SHARING_COLOURS[K], marker=MARKERS[K], markersize=5)
+            means = np.array([runs[columns].mean() for runs in dial.values()])
+            sds = np.nan_to_num([runs[columns].std() for runs in dial.values()])
+            bars = dict(linestyle="", elinewidth=0.7, alpha=0.55) | style
+            axis.errorbar(means[:, 1], means[:, 0], sds[:, 0], sds[:, 1], **bars)
+            front = means[pareto_front(means)]
+            front = front[np.argsort(front[:, 1])]
+            label = f"{SHARING_LABELS[K]}, with its front"
+            axis.plot(front[:, 1], front[:, 0], label=label, **style)
+        baseline_lines(axis, frame, "mrr")
+        baseline_lines(axis, frame, "mse", across=False)
+        axis.margins(x=0.1)
+        near = 0.04 * np.ptp(axis.get_ylim()), 0.06 * np.ptp(axis.get_xlim())
+        for K, dial in arms.items():
+            means = np.array([runs[columns].mean() for runs in dial.values()]).reshape(-1, 2)
+            offset, side = LABEL_PLACES[K]
+            told = dict(textcoords="offset points", fontsize=8, color=SHARING_COLOURS[K], ha=side)
+            for label, place in point_labels(means, list(dial), near).items():
+                axis.annotate(label, place[::-1], offset, **told)
+        axis.set(title=title, xlabel=f"{AXES['mse']}: better to the left")
+        axis.set_ylabel(f"{AXES['mrr']}: better upwards")
+    handles, labels = legend_of(panels[0])
+    title = r"numbers are $\lambda_F = 1 - \lambda_R$"
+    figure.legend(handles, labels, title=title, loc="outside lower center", ncols=5)
     return figure
+
+
+def point_labels(means: np.ndarray, lambdas: list[float], near) -> dict[str, np.ndarray]:
+    """λ_F -> point; neighbours within `near` (MRR, MSE) have one label, like "0.01 to 0.5"."""
+    groups = []
+    for point, f in zip(means, lambdas, strict=True):
+        if groups and (abs(point - groups[-1][0]) < np.asarray(near)).all():
+            groups[-1][1].append(f)
+        else:
+            groups.append((point, [f]))
+    return {f"{fs[0]:.2g}" + (f" to {fs[-1]:.2g}" if fs[1:] else ""): at for at, fs in groups}
 
 
 def gradients_figure(frame: pd.DataFrame) -> Figure | None:
@@ -261,15 +311,17 @@ def faults_figure(frame: pd.DataFrame) -> Figure | None:
     if not len(lines):
         return None
     chosen = [(*curve[:2], k) for k, curve in enumerate(CURVES) if curve[0] != "joint_loss"]
-    figure, panels = grid(1, 4, (13, 3.4))
+    figure, panels = grid(1, 4, (13, 3.6))
     levels = np.array(list(PUBLISHED.values()))
+    published = "published runs, last epoch: mean and range"
     for axis, (column, tag, k) in zip(panels[0], chosen, strict=True):
         for i, (fault, runs) in enumerate(lines.groupby("fault", sort=False)):
-            style = dict(color=COLOURS[i % len(COLOURS)], label=fault)
-            band(axis, curves_of(runs, column), **style)
+            style = dict(color=COLOURS[i % len(COLOURS)], linestyle=FAULT_STYLES[i % 5])
+            label = "no fault" if fault == "none" else fault
+            band(axis, curves_of(runs, column), label=label, **style)
         low, high = levels[:, k].min(), levels[:, k].max()
         axis.axhspan(low, high, color="black", alpha=0.12, linewidth=0)
-        axis.axhline(levels[:, k].mean(), label="published runs, last epoch", **PUBLISHED_LINE)
+        axis.axhline(levels[:, k].mean(), label=published, **PUBLISHED_LINE)
         axis.set(title=tag, xlabel="epoch")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure

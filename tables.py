@@ -31,16 +31,25 @@ LAMBDAS = [0.0, *(round(ratio / (1 + ratio), 6) for ratio in RATIOS), 1.0]
 DIAL = ("selected", "sharing", "weights")  # one protocol, disjoint arms
 QUESTIONS = {"q1": ((WIDTH, 0.5), (0, 0.5)), "q2": ((WIDTH, 0.99), (WIDTH, 0.5))}
 PLANNED = dict(report=4, selected=4, temporal=4, sgd=4, sharing=6, capacity=2, weights=27)
+WORKERS = 2  # processes that the study trains its stacks in
 BASELINES = {"popularity": "mrr", "global mean": "mse", "biases": "mse"}
 METRICS = ("mrr", "mse")
 COLD = ("test_rows", "cold_users", "cold_user_rows", "cold_items", "cold_item_rows")
 DIGITS = dict(mrr=4, mse=3, mrr_first=3, ndcg_at_10=3, recall_at_10=3, epoch=0)
 DIGITS |= dict(last_mrr=4, last_mse=3)
+OWN = {"own_mrr": "mrr", "own_mse": "mse"}  # a task's metric at the epoch best for it alone
 # The published report's event files at the last epoch (minhtcai/multitask-recsys on GitHub).
 PUBLISHED = {
     (WIDTH, 0.99): (0.1935, 1.268, 0.204, 0.046, 1.299),
     (WIDTH, 0.5): (0.1888, 1.270, 0.730, 0.041, 1.272),
     (0, 0.5): (0.1910, 1.268, 0.730, 0.039, 1.253),
+}
+FAULTS = ("none", "batch product", "dropped biases", "broadcast MSE", "all three")
+FAULT_CURVES = {
+    "factorization_loss": (0, 3),
+    "regression_loss": (1, 3),
+    "mrr": (3, 4),
+    "mse": (4, 3),
 }
 # Hypervolume's box, MRR and MSE: from what needs no model (popularity, global mean) to about the
 # best specialist of each task. Fixed, so that an arm's volume doesn't depend on other arms.
@@ -98,7 +107,8 @@ def read_study(path: Path) -> pd.DataFrame:
     keys = ["experiment", "shared_dims", "embedding_dim", "lambda_f", "method", "fault", "seed"]
     keys += ["split"]
     needed = [*keys, *DIGITS, "own_mrr", "own_mse"]
-    needed += [*COLD, "epochs", "train_seconds", "stack", "reciprocal_ranks", "curves"]
+    needed += [*COLD, "epochs", "train_seconds", "eval_seconds"]
+    needed += ["stack", "reciprocal_ranks", "curves"]
     frame = pd.DataFrame(rows)
     frame = frame.reindex(columns=frame.columns.union(needed, sort=False))
     if (twice := frame.duplicated(keys)).any():
@@ -256,7 +266,13 @@ def study_numbers(frame: pd.DataFrame) -> dict[str, str]:
     runs, told = frame[frame.experiment.isin(PLANNED)], {}
     told |= {"runs": f"{len(runs):,}", "seeds": str(runs.seed.nunique())}
     told |= {"epochs": show(runs.epochs.max(), 0)}
-    told |= {"hours": show(runs.groupby("stack").train_seconds.max().sum() / 3600, 1)}
+    told |= {"stacks": str(runs["stack"].nunique()), "workers": str(WORKERS)}
+    told |= {
+        "hours": show(grid_hours(frame), 1),
+        "hours.each": show(grid_hours(frame) / WORKERS, 1),
+    }
+    least = 2 * len(METRICS) * 2 / 2 ** runs.seed.nunique()  # all signs alike, in a family of four
+    told |= {"holm.smallest": show(min(least, 1), 4)}
     for name, point in (("reference", REFERENCE), ("ideal", IDEAL)):
         told |= {f"box.{name}.{metric}": f"{x:g}" for metric, x in zip(METRICS, point, strict=True)}
     for name, arms in PLANNED.items():
@@ -282,27 +298,51 @@ def study_numbers(frame: pd.DataFrame) -> dict[str, str]:
     for column in COLD:
         told[f"temporal.{column}"] = show(frame[column].max(), 0)
     told |= question_numbers(frame) | dial_numbers(frame) | gradient_numbers(frame)
-    return told | expectation_numbers(frame)
+    return told | fault_numbers(frame) | expectation_numbers(frame)
+
+
+def grid_hours(frame: pd.DataFrame) -> float:
+    """Hours of training and evaluation of all the study's stacks, one after the other."""
+    runs = frame[frame.experiment.isin(PLANNED)]  # a run's seconds are its whole stack's
+    return runs.groupby("stack")[["train_seconds", "eval_seconds"]].max().to_numpy().sum() / 3600
+
+
+def family_tests(frame: pd.DataFrame, question: str) -> dict[tuple[str, str], tuple[float, float]]:
+    """A question's four tests: (experiment, metric) -> p, and p after Holm."""
+    p_values = {}
+    for experiment in ("report", "selected"):
+        arms = [arm(frame, experiment, *where) for where in QUESTIONS[question]]
+        for metric in METRICS:
+            difference = paired_difference(*(runs[metric] for runs in arms))
+            p_values[experiment, metric] = signed_rank_test(difference)
+    adjusted = holm(list(p_values.values()))
+    return {test: (p_values[test], p) for test, p in zip(p_values, adjusted, strict=True)}
 
 
 def question_numbers(frame: pd.DataFrame) -> dict[str, str]:
-    """q1|q2.report|selected.mrr|mse: .difference, .p, .holm, .d, …; users.q1|q2.report|selected."""
+    """q1|q2.report|selected.mrr|mse: .difference, .p, .holm, .d, …; users.q1|q2.report|selected.
+
+    q1|q2.temporal.mrr|mse.difference and q1|q2.training.MEASURE are differences without a test.
+    """
     told = {}
-    for question, (first, second) in QUESTIONS.items():
-        tests = {}
+    for question, settings in QUESTIONS.items():
+        tests = family_tests(frame, question)
         for experiment in ("report", "selected"):
-            arms = [arm(frame, experiment, *where) for where in (first, second)]
-            name = f"{question}.{experiment}"
-            told |= compare(name, *arms) | user_numbers(f"users.{name}", *arms)
+            arms = [arm(frame, experiment, *where) for where in settings]
+            told |= compare(f"{question}.{experiment}", *arms)
+            told |= user_numbers(f"users.{question}.{experiment}", *arms)
             for metric in METRICS:
+                name, (p, adjusted) = f"{question}.{experiment}.{metric}", tests[experiment, metric]
                 difference = paired_difference(*(runs[metric] for runs in arms))
-                tests[f"{name}.{metric}"] = signed_rank_test(difference)
                 d, biserial = effect_sizes(difference)
-                told[f"{name}.{metric}.n"] = str(len(difference))
-                told[f"{name}.{metric}.d"] = show(d, 2, "+")
-                told[f"{name}.{metric}.rank_biserial"] = show(biserial, 2, "+")
-        for (name, p), adjusted in zip(tests.items(), holm(list(tests.values())), strict=True):
-            told |= {f"{name}.p": show(p, 4), f"{name}.holm": show(adjusted, 4)}
+                told |= {f"{name}.n": str(len(difference)), f"{name}.d": show(d, 2, "+")}
+                told |= {f"{name}.rank_biserial": show(biserial, 2, "+")}
+                told |= {f"{name}.p": show(p, 4), f"{name}.holm": show(adjusted, 4)}
+        told |= compare(f"{question}.temporal", *(arm(frame, "temporal", *at) for at in settings))
+        trained = [training_measures(arm(frame, "report", *where)) for where in settings]
+        for measure, (digits, _) in MEASURES.items():
+            difference = paired_difference(*(measures[measure] for measures in trained))
+            told |= estimate(f"{question}.training.{measure}", difference, digits, "+")
     return told
 
 
@@ -327,7 +367,10 @@ def user_numbers(name: str, first: pd.DataFrame, second: pd.DataFrame) -> dict[s
 
 
 def dial_numbers(frame: pd.DataFrame) -> dict[str, str]:
-    """dial.SHARING.λ_F.mrr|mse, their .gain over a task alone, and hypervolume.SHARING."""
+    """dial.SHARING.λ_F.mrr|mse, their .gain over a task alone, and hypervolume.SHARING.
+
+    .own_mrr|own_mse.gain and hypervolume.SHARING.own have each task at the epoch best for it.
+    """
     told = {}
     for f in (0.99, 0.5):
         arms = {f"dial.{key(K, f)}": arm(frame, "dial", K, f) for K in range(0, WIDTH + 1, 8)}
@@ -335,19 +378,32 @@ def dial_numbers(frame: pd.DataFrame) -> dict[str, str]:
             told |= arm_numbers(name, runs)
             told |= compare(f"{name}.to_separate", runs, arms[f"dial.{key(0, f)}"])
             told |= compare(f"{name}.to_shared", runs, arms[f"dial.{key(WIDTH, f)}"])
+    volumes = {}
     for K, sharing in NAMES.items():
         arms = {f: arm(frame, "dial", K, f) for f in LAMBDAS}
         alone = {"mrr": arms[1.0].own_mrr, "mse": arms[0.0].own_mse}
         for metric, values in alone.items():
             told |= estimate(f"alone.{sharing}.{metric}", values, DIGITS[metric])
+            own = f"own_{metric}"
             for f, runs in arms.items():
+                name, gain = f"dial.{key(K, f)}.{own}", paired_difference(runs[own], values)
+                told |= estimate(f"{name}.gain", gain, DIGITS[metric], "+")
                 name, gain = f"dial.{key(K, f)}.{metric}", paired_difference(runs[metric], values)
                 told |= estimate(name, runs[metric], DIGITS[metric])
                 told |= estimate(f"{name}.gain", gain, DIGITS[metric], "+")
         seeds = sorted(set.intersection(*(set(runs.index) for runs in arms.values())))
-        fronts = [[runs.loc[seed, list(METRICS)] for runs in arms.values()] for seed in seeds]
-        volumes = [hypervolume(np.array(front, float)) for front in fronts]
-        told |= estimate(f"hypervolume.{sharing}", volumes, 3)
+        for end, columns in {"": METRICS, ".own": OWN}.items():
+            fronts = [[runs.loc[seed, list(columns)] for runs in arms.values()] for seed in seeds]
+            each = {
+                seed: hypervolume(np.array(front, float))
+                for seed, front in zip(seeds, fronts, strict=True)
+            }
+            volumes[sharing, end] = pd.Series(each, dtype=float)
+            told |= estimate(f"hypervolume.{sharing}{end}", list(each.values()), 3)
+    for (sharing, end), each in volumes.items():
+        for other in ("shared", "separate"):
+            difference = paired_difference(each, volumes[other, end])
+            told |= estimate(f"hypervolume.{sharing}{end}.to_{other}", difference, 3, "+")
     return told
 
 
@@ -364,13 +420,33 @@ def gradient_numbers(frame: pd.DataFrame) -> dict[str, str]:
             told |= estimate(f"{name}.cosine", cosine.mean(), 3, "+")
             told |= estimate(f"{name}.conflict", conflict, 0)
             told |= estimate(f"{name}.norm_ratio", ratio, 3)
-            told |= estimate(f"{name}.weighted", ratio * where[1] / (1 - where[1]), 3)
+            digits = 1 if where[1] > 0.5 else 3
+            told |= estimate(f"{name}.weighted", ratio * where[1] / (1 - where[1]), digits)
+    return told
+
+
+def fault_numbers(frame: pd.DataFrame) -> dict[str, str]:
+    """faults.FAULT|published.CURVE: its value after the last epoch, and .first after the first."""
+    told = {}
+    for fault in FAULTS:
+        runs = frame[(frame.experiment == "faults") & (frame.fault == fault)]
+        for name, (_, digits) in FAULT_CURVES.items():
+            curves, start = curves_of(runs, name), f"faults.{fault.replace(' ', '_')}"
+            first, last = (curves[:, [0, -1]] if curves.size else np.empty((0, 2))).T
+            told |= estimate(f"{start}.{name}", last, digits)
+            told |= estimate(f"{start}.{name}.first", first, digits)
+        told[f"{start}.n"] = str(len(runs))
+    for name, (place, digits) in FAULT_CURVES.items():
+        levels = [values[place] for values in PUBLISHED.values()]
+        low, high = show(min(levels), min(digits, 3)), show(max(levels), min(digits, 3))
+        told |= {f"faults.published.{name}": f"{low} to {high}"}
     return told
 
 
 def expectation_numbers(frame: pd.DataFrame) -> dict[str, str]:
-    """expected.NUMBER.EXPERIMENT: the difference, and .verdict, from its interval alone."""
+    """expected.NUMBER.EXPERIMENT: the difference, and .verdict, from interval and test."""
     told = {}
+    tests = {arms: family_tests(frame, question) for question, arms in QUESTIONS.items()}
     for number, (_, measure, experiments, *arms, sign) in enumerate(EXPECTED, start=1):
         for experiment in experiments:
             runs = [arm(frame, experiment, *where) for where in arms]
@@ -379,13 +455,19 @@ def expectation_numbers(frame: pd.DataFrame) -> dict[str, str]:
             digits = DIGITS[measure] if measure in DIGITS else MEASURES[measure][0]
             name, (low, high) = f"expected.{number}.{experiment}", bootstrap_interval(difference)
             told |= estimate(name, difference, digits, "+")
-            told[f"{name}.verdict"] = "—" if np.isnan(low) else verdict(low, high, sign)
+            _, p = tests[tuple(arms)].get((experiment, measure), (0, 0))  # else it has no test
+            told[f"{name}.verdict"] = "—" if np.isnan(low) else verdict(low, high, sign, p)
     return told
 
 
-def verdict(low: float, high: float, sign: int) -> str:
-    """Does an interval bear out a difference above (1) or below zero (−1), or none (0)?"""
+def verdict(low: float, high: float, sign: int, p: float = 0) -> str:
+    """Does an interval bear out a difference above (1) or below zero (−1), or none (0)?
+
+    Where a test belongs to it, its p must bear out the difference too.
+    """
     seen = 1 if low > 0 else -1 if high < 0 else 0
+    if seen and p >= 0.05:
+        return f"not settled: Holm's p is {show(p, 4)}"
     if seen == sign:
         return "held" if sign else "held: no difference seen"
     if not seen:
@@ -404,7 +486,8 @@ def study_text(frame: pd.DataFrame) -> dict[str, str]:
         """The number with its interval, with "±" before the last part its sd, with "=" alone."""
         bare = name.replace("=", "").replace("±", "")
         if "±" in name:
-            return n[bare] + (f" ± {n[bare + '.sd']}" if n[bare + ".sd"] != "—" else "")
+            spread = n.get(f"{bare}.sd", "—")
+            return n.get(bare, "—") + (f" ± {spread}" if spread != "—" else "")
         low, high = n.get(f"{name}.low", "—"), n.get(f"{name}.high")
         return n.get(bare, "—") + (f" [{low}, {high}]" if low != "—" else "")
 
@@ -453,6 +536,8 @@ def study_text(frame: pd.DataFrame) -> dict[str, str]:
         for optimizer, experiment in (("Adam", "report"), ("SGD", "sgd"))
         for K in (WIDTH, 0)
     }
+    faults = {fault: f"faults.{fault.replace(' ', '_')}" for fault in FAULTS}
+    faults = {"no fault" if fault == "none" else fault: name for fault, name in faults.items()}
     differences = [f"{m}.difference" for m in METRICS]
     heads = "setting | runs | MRR | MSE | MRR-first | NDCG@10 | Recall@10"
     metrics = ("n", "mrr", "mse", "=mrr_first", "=ndcg_at_10", "=recall_at_10")
@@ -505,10 +590,24 @@ def study_text(frame: pd.DataFrame) -> dict[str, str]:
             dict(list(ratios.items())[1:-1]),
             *(f"{name}.gain" for name in weights),
         ),
+        "own_gains": table(
+            " | ".join(["λ_F/λ_R", *by_sharing]),
+            dict(list(ratios.items())[1:-1]),
+            *(f"dial.{name}.{{}}.{own}.gain" for own in OWN for name in NAMES.values()),
+        ),
         "hypervolume": table(
-            "sharing | seeds | hypervolume | MRR of ranking alone | MSE of rating alone",
+            "sharing | seeds | one epoch for both tasks | each task at its own epoch "
+            "| MRR of ranking alone | MSE of rating alone",
             {setting(K): name for K, name in NAMES.items()},
-            *("hypervolume.{}.n", "hypervolume.{}", "alone.{}.mrr", "alone.{}.mse"),
+            *("hypervolume.{}.n", "hypervolume.{}", "hypervolume.{}.own"),
+            *("alone.{}.mrr", "alone.{}.mse"),
+        ),
+        "faults": table(
+            "fault | runs | factorization loss, first epoch | last | training MSE, first epoch "
+            "| last | MRR | test MSE",
+            faults | {"published runs": "faults.published"},
+            *("=n", "±factorization_loss.first", "±factorization_loss"),
+            *("±regression_loss.first", "±regression_loss", "±mrr", "±mse"),
         ),
         "gradients": table(
             "setting | table | cosine | steps in conflict, % | norm ratio | weighted norm ratio",

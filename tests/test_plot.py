@@ -10,7 +10,7 @@ import pytest
 from test_tables import study_lines, write_study
 
 import plot
-from figures import study_figures
+from figures import point_labels, study_figures
 from tables import read_study
 
 TAGS = [
@@ -270,6 +270,16 @@ def test_a_broken_document_is_told_before_anything_is_written(tmp_path, capsys):
     assert snapshot(tmp_path) == before
 
 
+def test_neighbours_on_the_dial_that_coincide_share_a_label():
+    points = np.array([[0.057, 0.860], [0.058, 0.861], [0.09, 0.861], [0.12, 0.93]])
+    labels = point_labels(points, [0.01, 0.5, 0.909, 0.99], (0.003, 0.02))
+    assert {name: list(at) for name, at in labels.items()} == {
+        "0.01 to 0.5": [0.057, 0.860],
+        "0.91": [0.09, 0.861],
+        "0.99": [0.12, 0.93],
+    }
+
+
 def test_the_studys_figures_show_its_lines(tmp_path):
     lines = study_lines()
     faults = dict(experiment="faults", fault="all pairs", seed=0, curves=lines[0]["curves"])
@@ -289,5 +299,10 @@ def test_the_studys_figures_show_its_lines(tmp_path):
     mse = [line for line in drawn["sharing"].axes[1].lines if len(line.get_xdata()) == 5]
     assert any(list(line.get_ydata()) == pytest.approx([m / 4 for m in means]) for line in mse)
     assert len(drawn["faults"].axes) == 4
+    one, own = drawn["pareto"].axes
+    dial = [line for line in lines if line.get("shared_dims") == 32 and line.get("own_mrr")]
+    best = np.mean([line["own_mse"] for line in dial if line["lambda_f"] == 0.01])
+    assert any(np.isclose(line.get_xdata(), best).any() for line in own.lines)
+    assert not any(np.isclose(line.get_xdata(), best).any() for line in one.lines)
     with plot.report_style():
         assert list(study_figures(frame[frame.experiment == "baselines"])) == []

@@ -1,6 +1,7 @@
 """tables.py: the statistics against oracles of their own, and documents that can't go stale."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,8 @@ def study_lines(seeds=range(4), epochs=12, only=None) -> list[dict]:
             line |= dict(optimizer="sgd" if experiment == "sgd" else "adam")
             line |= dict(split="temporal" if experiment == "temporal" else "random")
             line |= dict(mrr=mrr, mse=mse, mrr_first=0.3, ndcg_at_10=0.2, recall_at_10=0.2)
-            line |= dict(epoch=epochs // 2, last_mrr=mrr, last_mse=mse + 1, train_seconds=9.0)
+            line |= dict(epoch=epochs // 2, last_mrr=mrr, last_mse=mse + 1)
+            line |= dict(train_seconds=9.0 + index, eval_seconds=1.0)
             line |= dict(own_mrr=mrr + 0.001, own_mse=mse - 0.01) if selected else {}
             if experiment in ("report", "selected"):
                 ranks = np.clip(mrr + random.normal(0, 0.05, USERS), 0.001, 1).round(4).tolist()
@@ -259,6 +261,63 @@ def test_a_gain_is_against_the_task_alone_with_the_same_sharing(study, text):
     assert text["dial.k16.0.5.mse.gain"] == shown
 
 
+def test_own_gains_compare_each_task_at_the_epoch_that_is_best_for_it(study, text):
+    alone = tables.arm(study, "weights", 0, 1.0).own_mrr
+    joint = tables.arm(study, "selected", 0, 0.5).own_mrr
+    shown = f"{(joint - alone).mean():+.4f}".replace("-", "−")
+    assert text["dial.separate.0.5.own_mrr.gain"] == shown != text["dial.separate.0.5.mrr.gain"]
+    assert shown in text["own_gains"]
+    arms, others = ([tables.arm(study, "dial", K, f) for f in tables.LAMBDAS] for K in (16, 0))
+    for end, columns in (("", ["mrr", "mse"]), (".own", ["own_mrr", "own_mse"])):
+        volumes, below = (
+            [
+                tables.hypervolume(np.array([runs.loc[seed, columns] for runs in each], float))
+                for seed in range(4)
+            ]
+            for each in (arms, others)
+        )
+        assert text[f"hypervolume.k16{end}"] == f"{np.mean(volumes):.3f}"
+        shown = f"{np.subtract(volumes, below).mean():+.3f}".replace("-", "−")
+        assert text[f"hypervolume.k16{end}.to_separate"] == shown
+
+
+def test_the_grid_costs_the_sum_of_its_stacks_each_counted_once(study, text):
+    seconds = {
+        line["stack"]: line["train_seconds"] + 1 for line in study_lines() if "epoch" in line
+    }
+    assert tables.grid_hours(study) == pytest.approx(sum(seconds.values()) / 3600)
+    assert text["stacks"] == str(len(seconds))
+
+
+def test_a_verdict_follows_the_interval_and_the_test_that_belongs_to_it():
+    for told, *given in [
+        ("held", 0.1, 0.2, 1),
+        ("held", -0.2, -0.1, -1),
+        ("held: no difference seen", -0.1, 0.1, 0),
+        ("not settled", -0.1, 0.1, 1),
+        ("did not hold: the opposite", -0.2, -0.1, 1),
+        ("did not hold: lower", -0.2, -0.1, 0),
+        ("held", 0.1, 0.2, 1, 0.04),
+        ("not settled: Holm's p is 0.0900", 0.1, 0.2, 1, 0.09),
+        ("not settled", -0.1, 0.1, 1, 0.09),
+    ]:
+        assert tables.verdict(*given) == told, given
+
+
+def test_a_faults_numbers_are_the_ends_of_its_curves(tmp_path):
+    lines = [
+        dict(experiment="faults", stack="f", fault="broadcast MSE", seed=seed)
+        | dict(curves={name: [3.0 + seed, 9.0, 1.0 + seed] for name in tables.FAULT_CURVES})
+        for seed in (0, 1)
+    ]
+    frame = tables.read_study(write_study(tmp_path / "study.jsonl", lines))
+    told = tables.fault_numbers(frame)
+    name = "faults.broadcast_MSE.regression_loss"
+    assert (told[f"{name}.first"], told[name], told[f"{name}.n"]) == ("3.500", "1.500", "2")
+    assert told["faults.published.mrr"] == "0.039 to 0.046"
+    assert "| broadcast MSE | 2 | 3.500 ± 0.707 |" in tables.study_text(frame)["faults"]
+
+
 @pytest.mark.parametrize("only", [["report"], ["weights", "baselines"], ["selected", "sgd"]])
 def test_a_partial_file_says_what_is_missing_and_names_the_same_numbers(tmp_path, text, only):
     path = write_study(tmp_path / "study.jsonl", study_lines(only=only))
@@ -335,6 +394,46 @@ def test_a_document_says_what_the_results_say(document):
     if document.name == "tables.md":
         assert document.read_text(encoding="utf-8") == tables.page(text)
     assert tables.stale_blocks(document, text | OTHERS) == []
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, ROOT / "LOG.md"], ids=lambda path: path.name)
+def test_a_document_leaves_nothing_to_be_done_and_links_only_to_what_is_there(document):
+    text = document.read_text(encoding="utf-8")
+    for left in ("TODO", "FIXME", "Not computed yet", "still being computed"):
+        assert left not in text
+    links = re.findall(r"\]\(([^)\s]+)\)", text)
+    links = [link.split("#")[0] for link in links if "://" not in link and link[0] != "#"]
+    assert links or document.name not in ("README.md", "STUDY.md")
+    assert [link for link in links if not (document.parent / link).is_file()] == []
+
+
+def test_every_figure_in_the_studys_prose_is_generated():
+    text = re.sub(tables.BLOCK, "", (ROOT / "STUDY.md").read_text(encoding="utf-8"))
+    settings = {"0.99", "0.01", "0.5", "0.909", "0.0913", "0.05"}  # task weights, a level
+    assert set(re.findall(r"\d+\.\d+", text)) <= settings
+
+
+def test_two_recorded_faults_end_each_alone_at_the_published_levels():
+    lines = tables.read_study(STUDY)
+    means = {
+        fault: [tables.curves_of(runs, name)[:, -1].mean() for name in tables.FAULT_CURVES]
+        for fault, runs in lines[lines.experiment == "faults"].groupby("fault")
+    }
+    levels = np.array([list(values) for values in tables.PUBLISHED.values()])
+    levels = levels[:, [place for place, _ in tables.FAULT_CURVES.values()]]
+    room = np.array([0.003, 0.005, 0.005, 0.05])
+    low, high = levels.min(0) - room, levels.max(0) + room
+    for fault, k in zip(["batch product", "broadcast MSE"] * 2, (0, 1, 2, 3), strict=True):
+        assert low[k] < means[fault][k] < high[k], (fault, k)
+        assert not low[k] < means["none"][k] < high[k], k
+
+
+def test_the_recorded_grid_takes_two_workers_less_than_three_hours():
+    frame = tables.read_study(STUDY)
+    assert frame[frame.experiment.isin(tables.PLANNED)].groupby("experiment").size().to_dict() == {
+        name: 10 * arms for name, arms in tables.PLANNED.items()
+    }
+    assert tables.grid_hours(frame) / tables.WORKERS < 3
 
 
 def test_the_recorded_load_stays_within_its_bound():
