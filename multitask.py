@@ -408,11 +408,11 @@ class Stack:
         u_f = u_f * keep[0]
         scores = torch.baddbmm(item_bias, u_f, q_f.transpose(1, 2))
         if self.leave_one_out:
-            own = self._without_itself(users, u_f, q_f, keep, net.ranking_window)
             size = len(at), scores[0].numel() + 1  # the last for padding
             picked = torch.zeros(size, dtype=torch.bool, device=at.device)
             picked.scatter_(1, at.where(real, size[1] - 1), True)
-            scores = torch.where(picked[:, :-1].view_as(scores), own + item_bias, scores)
+            part = self._part_of_itself(users, u_f, q_f, keep, net.ranking_window)
+            scores = torch.where(picked[:, :-1].view_as(scores), scores - part, scores)
         factorization = user_softmax_loss(scores, place, items, real)
 
         u_r, q_r = net.rating_window(u), net.rating_window(q)
@@ -421,37 +421,37 @@ class Stack:
         who = users.gather(1, place)
         if net.rating_head == "dot":  # one product for all pairs beats gathering a row for each
             u_r, q_r = u_r + net.user_shift, q_r + net.item_shift
+            products = torch.bmm(u_r, q_r.transpose(1, 2))
             if self.leave_one_out:
-                products = self._without_itself(users, u_r, q_r, keep, net.rating_window)
-            else:
-                products = torch.bmm(u_r, q_r.transpose(1, 2))
+                products -= self._part_of_itself(users, u_r, q_r, keep, net.rating_window)
             predicted = net.biased(who, items, products.flatten(1).gather(1, at))
         else:
             predicted = net.rating(who, items, net.rows(u_r, place), net.rows(q_r, items))
         return factorization, _mean((predicted - ratings).square(), real)
 
-    def _without_itself(self, users, u, q, keep, window) -> Tensor:
-        """u_i · q_j of each pair as if its own interaction weren't in the two histories.
+    def _part_of_itself(self, users, u, q, keep, window) -> Tensor:
+        """What each pair's own interaction adds to its u_i · q_j by the two histories.
 
-        With h_j and g_i what j adds to a user and i to an item, k and k' the dropout factors:
-        (u_i − k_i ∘ h_j / √n_i) · (q_j − k'_j ∘ g_i / √n_j), multiplied out to be one product.
+        With h_j and g_i what j adds to a user and i to an item, k and k' the dropout factors, and
+        a = k_i ∘ h_j / √n_i, b = k'_j ∘ g_i / √n_j: left out, (u_i − a) · (q_j − b) would remain.
+        The difference a · q_j + u_i · b − a · b is one product of all users with all items.
 
         Args:
             users: (R, B); u: (R, B, D) and q: (R, n_items, D), in the window, dropped out.
             keep: k (R, B, D) and k' (R, n_items, D).
         """
         net, (of_users, of_items) = self.net, self.net.histories()
-        left, right = [u], [q]
+        left, right = [], []
         if of_users:
             h = window(net.history_items)
             k = keep[0] * net.by_user.weights.view(len(u), -1).gather(1, users).unsqueeze(-1)
-            left.append(-k), right.append(h * q)
+            left.append(k), right.append(h * q)
         if of_items:
             g = window(net.rows(net.history_users, users))
             k_items = keep[1] * net.by_item.weights.view(len(u), -1, 1)
-            left.append(-u * g), right.append(k_items)
+            left.append(u * g), right.append(k_items)
         if of_users and of_items:
-            left.append(k * g), right.append(h * k_items)
+            left.append(-k * g), right.append(h * k_items)
         return torch.bmm(torch.cat(left, -1), torch.cat(right, -1).transpose(1, 2))
 
     def _gradients(self, *batch: Tensor | None):

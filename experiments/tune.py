@@ -35,10 +35,10 @@ FIXED = """
 --leave-one-out --loss softmax --batch-by user --schedule cosine --clip-ratings
 """
 SPACE = {  # searched on a logarithmic scale where a range spans more than a factor of 4
-    "common": (48, 128),
+    "common": (64, 160),
     "ranking_own": (64, 256),
     "rating_own": (32, 128),
-    "lambda_f": (0.3, 0.7),
+    "lambda_f": (0.5, 0.85),
     "epochs": (40, 90),
     "batch_size": (64, 192),
     "lr": (0.006, 0.016),
@@ -49,9 +49,10 @@ SPACE = {  # searched on a logarithmic scale where a range spans more than a fac
     "rating_dropout": (0.3, 0.7),
 }
 FIRST = [  # the trials it begins with
-    dict(zip(SPACE, (96, 128, 64, 0.5, 60, 128, 0.01, 1.0, 2.0, 2.0, 0.6, 0.5), strict=True)),
-    dict(zip(SPACE, (64, 96, 64, 0.5, 60, 128, 0.01, 1.0, 2.0, 2.0, 0.6, 0.5), strict=True)),
-    dict(zip(SPACE, (96, 128, 64, 0.5, 60, 64, 0.007, 1.0, 2.0, 2.0, 0.6, 0.5), strict=True)),
+    dict(zip(SPACE, (96, 128, 64, 0.7, 60, 128, 0.01, 1.0, 2.0, 2.0, 0.6, 0.5), strict=True)),
+    dict(zip(SPACE, (96, 128, 64, 0.75, 60, 128, 0.01, 2.0, 2.0, 2.0, 0.6, 0.5), strict=True)),
+    dict(zip(SPACE, (96, 192, 96, 0.75, 60, 128, 0.01, 1.5, 2.5, 2.0, 0.6, 0.5), strict=True)),
+    dict(zip(SPACE, (128, 128, 64, 0.75, 60, 128, 0.01, 1.0, 2.0, 2.0, 0.6, 0.5), strict=True)),
 ]
 
 
@@ -103,7 +104,7 @@ def main(argv: list[str] | None = None) -> int:
 
     done = {line["arguments"]: line for line in read_lines(options.out)}
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    sampler = optuna.samplers.TPESampler(seed=0, n_startup_trials=16, multivariate=True)
+    sampler = optuna.samplers.TPESampler(seed=0, n_startup_trials=10, multivariate=True)
     study = optuna.create_study(direction="maximize", sampler=sampler)
     for settings in FIRST:
         study.enqueue_trial(settings)
