@@ -24,7 +24,8 @@ ARMS = (  # of experiments/recipe.py, in its order
     "best; separate, each task as wide; separate, as many parameters; "
     "all shared, as many parameters; ranking alone; rating alone; no user history; "
     "no item history; MLP for the dot product; MLP beside the dot product; "
-    "no biases and mean in the rating; no history dropout; no ranking dropout; no rating dropout; "
+    "no biases and mean in the rating; nothing left out; history dropout for leaving out; "
+    "no ranking dropout; no rating dropout; "
     "no weight decay; one weight decay; constant learning rate; averaged weights; "
     "batches of 4,096 interactions; BPR loss; ensemble"
 ).split("; ")
