@@ -263,21 +263,13 @@ class MultiTaskNet(nn.Module):
 
     def user_rows(self, ids: Tensor, thin=None) -> Tensor:
         """(R, B) -> (R, B, W): u_i, own row and history; for ``thin`` see Interacted.added."""
-        rows = self.rows(self.users, ids)
-        return (
-            rows
-            if self.by_user is None
-            else rows + self.by_user.added(self.history_items, ids, thin)
-        )
+        own = self.rows(self.users, ids)
+        return own + self.by_user.added(self.history_items, ids, thin) if self.by_user else own
 
     def item_rows(self, ids: Tensor, thin=None) -> Tensor:
         """(R, B) -> (R, B, W): q_j, own row and history."""
-        rows = self.rows(self.items, ids)
-        return (
-            rows
-            if self.by_item is None
-            else rows + self.by_item.added(self.history_users, ids, thin)
-        )
+        own = self.rows(self.items, ids)
+        return own + self.by_item.added(self.history_users, ids, thin) if self.by_item else own
 
     def catalogue(self, thin=None) -> Tensor:
         """(R, n_items, W): q_j of all items."""

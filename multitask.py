@@ -270,11 +270,8 @@ class Stack:
         self.streams: list[torch.Generator] = []
         batched = net.n_users if batch_by == "user" else self.train.shape[1]
         self.steps = math.ceil(batched / batch_size)
-        self.optimizer_class, self.weight_decay, self.average = (
-            OPTIMIZERS[optimizer],
-            weight_decay,
-            average,
-        )
+        self.optimizer_class, self.weight_decay = OPTIMIZERS[optimizer], weight_decay
+        self.average = average
         self.returned = copy.deepcopy(net) if average else net
         self._flatten([parameter.data for parameter in net.parameters()])
         self._observe()

@@ -143,7 +143,12 @@ def main(argv: list[str] | None = None) -> int:
     add("--dry-run", action="store_true", help="list the arms and stop")
     add("--cost", action="store_true", help="measure fit seconds; needs requirements-peers.txt")
     options = parser.parse_args(argv)
-    stacks = [each for each in plan() if not options.only or each["arm"] in options.only]
+    stacks = plan()
+    arms = dict.fromkeys(each["arm"] for each in stacks)
+    for name in options.only or ():
+        if name not in arms:
+            parser.error(f"--only {name}: the arms are {'; '.join(arms)}")
+    stacks = [each for each in stacks if not options.only or each["arm"] in options.only]
     if options.dry_run:
         for each in stacks:
             print(f"{each['stack']:44} {' '.join(each['arguments'])}")
@@ -155,6 +160,8 @@ def main(argv: list[str] | None = None) -> int:
     if options.cost:
         if reason := next(filter(None, map(baselines.missing, SPECIALISTS)), None):
             parser.error(reason)
+        if "cost" in results.done:
+            parser.error(f"{options.out} holds the cost: name another file by --out")
         results.append(as_text([record := measure_cost()]))
         print(json.dumps(record))
         return 0

@@ -3,6 +3,7 @@
     python -m experiments.tune                 # go on to the budget, two worker processes
     python -m experiments.tune --trials 20     # to 20 trials
 
+The sampler's TRIALS come first, then HAND's: changes of the best of its first 28, made by hand.
 A trial trains its settings on FOLDS folds inside split 0's training part, as one stack, and its
 value is the mean over the folds of log(MRR) − log(MSE) on the validation parts: no test row is
 looked at. Every trial is a line of results/tuning.jsonl. The search is the same every time and
@@ -56,6 +57,7 @@ FIRST = [  # the trials it begins with
 ]
 
 
+ASKED = 2  # trials asked for together, whatever the workers: the search is the same every time
 BEST = (115, 216, 74, 0.684, 64, 113, 0.00913, 0.799, 2.01, 1.94, 0.698, 0.462)  # of the first 28
 HAND = [  # tried last: changes of it
     dict(zip(SPACE, BEST, strict=True)) | changes
@@ -113,7 +115,7 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--trials", type=number(int, 1), default=TRIALS, help=f"how many there will be ({TRIALS})")
+    add("--trials", type=number(int, 1), default=TRIALS, help=f"of the sampler ({TRIALS})")
     add("--workers", type=number(int, 1), default=2, help="worker processes, a thread each (2)")
     add("--out", type=Path, default=Path("results/tuning.jsonl"), help="file of the lines")
     options = parser.parse_args(argv)
@@ -141,8 +143,7 @@ def main(argv: list[str] | None = None) -> int:
                 print(f"{record['value']:.4f} {record['arguments']}", file=sys.stderr, flush=True)
 
         while len(tried) < options.trials:
-            # Asked for together, told in order: the search is the same every time.
-            trials = [study.ask(space) for _ in range(options.workers)]
+            trials = [study.ask(space) for _ in range(ASKED)]
             tried += (asked := [arguments_of(trial.params) for trial in trials])
             record_new(asked)
             for trial, arguments in zip(trials, asked, strict=True):
