@@ -150,7 +150,7 @@ def report_figure(frame: pd.DataFrame) -> Figure | None:
                 axis.set_xlabel("epoch")
         row[0].set_ylabel(f"{setting(*where)}\n{len(runs)} seeds", fontsize=10)
     entries = [panels[0, 0].lines[0], panels[0, 0].plot([], [], **PUBLISHED_LINE)[0]]
-    labels = ["correct code, mean ± sd over seeds", "published run, last epoch"]
+    labels = ["correct code, mean ± sd over seeds", "published run (a single one), last epoch"]
     figure.legend(entries, labels, loc="outside lower center", ncols=2)
     return figure
 
@@ -217,7 +217,7 @@ def weights_figure(frame: pd.DataFrame) -> Figure | None:
 
 
 def pareto_figure(frame: pd.DataFrame) -> Figure | None:
-    """MRR against MSE of every weight, crosses of one sd, and each sharing's front.
+    """MRR against MSE of every weight, crosses of one sd, and each sharing's front in steps.
 
     On the left one epoch serves both tasks, on the right each task has the epoch best for it.
     """
@@ -243,7 +243,7 @@ def pareto_figure(frame: pd.DataFrame) -> Figure | None:
             front = means[pareto_front(means)]
             front = front[np.argsort(front[:, 1])]
             label = f"{SHARING_LABELS[K]}, with its front"
-            axis.plot(front[:, 1], front[:, 0], label=label, **style)
+            axis.step(front[:, 1], front[:, 0], where="post", label=label, **style)
         baseline_lines(axis, frame, "mrr")
         baseline_lines(axis, frame, "mse", across=False)
         axis.margins(x=0.1)

@@ -1,6 +1,7 @@
 """plot.py: what the figure shows is what history.csv holds, and a bad folder is told in a line."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -306,3 +307,25 @@ def test_the_studys_figures_show_its_lines(tmp_path):
     assert not any(np.isclose(line.get_xdata(), best).any() for line in one.lines)
     with plot.report_style():
         assert list(study_figures(frame[frame.experiment == "baselines"])) == []
+
+
+def parts_of(svg: str) -> tuple[str, np.ndarray]:
+    """A figure's text without ids and numbers, and its numbers: equal but for the last digits."""
+    svg = re.sub(r'id="[^"]*"|#[\w.-]+', "", svg)
+    number = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"
+    return re.sub(number, "0", svg), np.array(re.findall(number, svg), float)
+
+
+def test_the_figures_committed_are_those_that_the_results_draw(tmp_path):
+    results = Path(__file__).parents[1] / "results"
+    if not (results / "study.jsonl").is_file():
+        pytest.skip("results/study.jsonl isn't there: python -m experiments.study writes it")
+    with plot.report_style():
+        drawn = plot.draw_study(read_study(results / "study.jsonl"), tmp_path, [])
+    names = [path.name for path in drawn if path.suffix == ".svg"]
+    assert len(names) == 6
+    for name in names:
+        pair = [(folder / "figures" / name).read_text() for folder in (tmp_path, results)]
+        (shape, numbers), (kept_shape, kept_numbers) = map(parts_of, pair)
+        assert shape == kept_shape, name
+        assert np.allclose(numbers, kept_numbers, atol=0.01), name
