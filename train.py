@@ -149,6 +149,12 @@ def commit() -> str | None:
     return done.stdout.strip() or None
 
 
+def provenance() -> dict:
+    """What computed a result: versions and commit."""
+    versions = {"torch": torch.__version__, "numpy": np.__version__}
+    return {"versions": {"python": platform.python_version(), **versions}, "commit": commit()}
+
+
 def describe(args: dict, data: Interactions, run: dict, n_runs: int) -> dict:
     """What config.json says of a run."""
     stacked = ("seeds", "lambda_f", "lambda_r", "out", "overwrite")
@@ -160,12 +166,7 @@ def describe(args: dict, data: Interactions, run: dict, n_runs: int) -> dict:
         "n_items": data.n_items,
         "data_sha256": data.sha256,
         "stack_size": n_runs,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-        },
-        "commit": commit(),
+        **provenance(),
     }
 
 

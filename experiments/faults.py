@@ -16,6 +16,7 @@ the curves beside the published levels. Variants that stand there already are le
 import argparse
 import json
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from evaluation import Evaluator
 from experiments.study import Results
 from models import MultiTaskNet
 from multitask import Stack, sigmoid_loss
+from train import provenance
 
 FAULTS = ("batch product", "dropped biases", "broadcast MSE")
 VARIANTS = {"none": (), **{fault: (fault,) for fault in FAULTS}, "all three": FAULTS}
@@ -71,6 +73,7 @@ def run_variant(name: str, seeds: list[int], epochs: int) -> list[dict]:
     tests = np.stack([split.test for split in splits])
     evaluate = Evaluator(data.user_ids, data.item_ids, data.ratings, tests, rows)
     curves: list[dict] = [{} for _ in seeds]
+    start = time.perf_counter()
     for epoch in tqdm(range(epochs), desc=name, file=sys.stderr):
         losses = stack.run_epoch(epoch)
         for run, metrics in enumerate(evaluate(net)):
@@ -79,6 +82,8 @@ def run_variant(name: str, seeds: list[int], epochs: int) -> list[dict]:
             for key, value in row.items():
                 curves[run].setdefault(key, []).append(float(f"{value:.4g}"))
     fixed = dict(experiment="faults", stack=f"faults {name}", fault=name, epochs=epochs)
+    seconds = time.perf_counter() - start  # of the stack, evaluation included
+    fixed |= dict(seconds=seconds, device="cpu", **provenance())
     return [
         {**fixed, "seed": seed, "mrr": curve["mrr"][-1], "mse": curve["mse"][-1], "curves": curve}
         for seed, curve in zip(seeds, curves, strict=True)

@@ -377,10 +377,12 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(str(error))
     runs = args.runs or Path("runs") / args.out.stem
     if (chosen is None or "baselines" in chosen) and "baselines" not in results.done:
-        results.append(as_text(baseline_lines(seeds)))
+        made = train.provenance()
+        results.append(as_text([line | made for line in baseline_lines(seeds)]))
     fine = run_stacks(stacks, results, runs, args.workers)
     if "per_user" not in results.done and (lines := per_user_lines(args.out, seeds)):
-        results.append(as_text(lines))
+        made = train.provenance()
+        results.append(as_text([line | made for line in lines]))
     return 0 if fine else 1
 
 

@@ -1,11 +1,17 @@
 """The study's bookkeeping: whole stacks only, and nothing on record is ever thrown away."""
 
 import json
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
 from experiments import study
 from experiments.study import Results, as_text, main, plan
+
+ROOT = Path(__file__).parents[1]
 
 
 def lines(stack: str, n: int, of: int = 3, epochs: int = 1) -> str:
@@ -68,3 +74,45 @@ def test_a_stack_goes_on_with_its_own_folder_and_replaces_another_studys(
             (1, int(epochs)),
         ]
     assert ["--resume" in command for command in commands] == [False, True, False]
+
+
+STUDY = """
+import json, sys
+from pathlib import Path
+from experiments.study import Results, run_stacks
+out, stacks = Path(sys.argv[1]), json.loads(sys.argv[2])
+results = Results(out, {stack["stack"]: stack for stack in stacks})
+sys.exit(not run_stacks(stacks, results, out.parent / "runs", 2))
+"""
+
+
+def test_killed_at_any_moment_and_started_again_it_ends_with_the_same_lines(ratings_csv, tmp_path):
+    small = ["--data", str(ratings_csv), "--embedding-dim", "4", "--hidden", "4", "--seeds", "0,1"]
+    small += ["--epochs", "40"]
+    stacks = [
+        dict(stack=name, experiment="report", protocol="report", runs=2, epochs=40, arguments=more)
+        for name, more in (("a", small), ("b", [*small, "--separate"]), ("c", [*small, "--lr", "1"]))
+    ]
+
+    def command(folder):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        return [sys.executable, "-c", STUDY, str(tmp_path / folder / "s.jsonl"), json.dumps(stacks)]
+
+    def lines(folder):
+        text = (tmp_path / folder / "s.jsonl").read_text()
+        return sorted(
+            json.dumps({k: v for k, v in json.loads(line).items() if "seconds" not in k})
+            for line in text.splitlines()
+        )
+
+    start = time.monotonic()
+    assert subprocess.run(command("alone"), cwd=ROOT).returncode == 0
+    lasts = time.monotonic() - start
+    for share in (0.5, 0.7, 0.9):
+        running = subprocess.Popen(command("killed"), cwd=ROOT)
+        time.sleep(share * lasts)
+        running.kill()
+        running.wait()
+    assert subprocess.run(command("killed"), cwd=ROOT).returncode == 0
+    assert len(lines("alone")) == 6
+    assert lines("killed") == lines("alone")
