@@ -91,7 +91,7 @@ def test_killed_at_any_moment_and_started_again_it_ends_with_the_same_lines(rati
     small += ["--epochs", "40"]
     stacks = [
         dict(stack=name, experiment="report", protocol="report", runs=2, epochs=40, arguments=more)
-        for name, more in (("a", small), ("b", [*small, "--separate"]), ("c", [*small, "--lr", "1"]))
+        for name, more in (("a", small), ("b", [*small, "--separate"]), ("c", [*small, "--lr=1"]))
     ]
 
     def command(folder):
