@@ -401,7 +401,7 @@ class Stack:
         u, q = net.user_rows(users, self.thin), net.catalogue(self.thin)
 
         u_f, q_f = net.ranking_window(u), net.ranking_window(q)
-        keep = self.mask(u_f, self.ranking_dropout), self.mask(q_f, 0.0)
+        keep = self.mask(u_f, self.ranking_dropout), None
         u_f = u_f * keep[0]
         scores = torch.baddbmm(item_bias, u_f, q_f.transpose(1, 2))
         if self.leave_one_out:
@@ -435,7 +435,7 @@ class Stack:
 
         Args:
             users: (R, B); u: (R, B, D) and q: (R, n_items, D), in the window, dropped out.
-            keep: k (R, B, D) and k' (R, n_items, D).
+            keep: k (R, B, D) and k' (R, n_items, D), or None if all are 1.
         """
         net, (of_users, of_items) = self.net, self.net.histories()
         left, right = [], []
@@ -445,8 +445,12 @@ class Stack:
             left.append(k), right.append(h * q)
         if of_items:
             g = window(net.rows(net.history_users, users))
-            k_items = keep[1] * net.by_item.weights.view(len(u), -1, 1)
-            left.append(u * g), right.append(k_items)
+            k_items = net.by_item.weights.view(len(u), -1, 1)
+            if keep[1] is None:  # u_i · b is a number of the user times one of the item
+                left.append((u * g).sum(-1, keepdim=True)), right.append(k_items)
+            else:
+                k_items = keep[1] * k_items
+                left.append(u * g), right.append(k_items)
         if of_users and of_items:
             left.append(-k * g), right.append(h * k_items)
         return torch.bmm(torch.cat(left, -1), torch.cat(right, -1).transpose(1, 2))
