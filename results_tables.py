@@ -8,6 +8,7 @@ same split: the mean difference with its 95% interval by Student's t, without te
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean, median
 
@@ -261,17 +262,34 @@ def cost(lines: list[dict], runs: Runs) -> str:
     )
 
 
+def ranked_trials(records: Iterable[dict]) -> list[dict]:
+    """Settings by their value, best first; once there are finalists, only those, over all folds."""
+    by_settings: dict[str, list[dict]] = {}
+    for record in records:
+        by_settings.setdefault(record["arguments"], []).append(record)
+    folds = max(map(len, by_settings.values()))
+    merged = []
+    for same in by_settings.values():
+        if len(same) == folds:
+            metrics = {name: [x for each in same for x in each[name]] for name in ("mrr", "mse")}
+            value = sum(each["value"] for each in same) / folds
+            merged.append({"arguments": same[0]["arguments"], **metrics, "value": value})
+    return sorted(merged, key=lambda each: -each["value"])
+
+
 def search(tuning: list[dict], specialists: list[dict]) -> str:
     """What the searches spent, and what the chosen trial got on its validation parts."""
     told = []
     if tuning:
         hours = sum(line["cpu_seconds_a_fold"] * len(line["mrr"]) for line in tuning) / 3600
-        best = max(tuning, key=lambda line: line["value"])
+        finals = [line for line in tuning if line.get("first_fold")]
+        best, trials = ranked_trials(tuning)[0], len(tuning) - len(finals)
         told.append(
-            f"The joint model's search: {len(tuning)} trials of {len(best['mrr'])} folds, "
-            f"{show(hours, 1)} CPU hours of training; the best trial has "
+            f"The joint model's search: {trials} trials of {len(tuning[0]['mrr'])} folds, and "
+            f"{len(finals)} finalists on as many again: "
+            f"{show(hours, 1)} CPU hours of training; the settings chosen have "
             f"MRR {show(fmean(best['mrr']), 4)} and MSE {show(fmean(best['mse']), 4)} "
-            "on the validation parts."
+            f"over {len(best['mrr'])} validation parts."
         )
     else:
         told.append(f"The joint model's search: {waiting('tune')}.")

@@ -3,12 +3,13 @@
     python -m experiments.tune                 # go on to the budget, two worker processes
     python -m experiments.tune --trials 20     # to 20 trials
 
-The sampler's TRIALS come first, then HAND's: changes of the best of its first 28, made by hand.
-A trial trains its settings on FOLDS folds inside split 0's training part, as one stack, and its
-value is the mean over the folds of log(MRR) − log(MSE) on the validation parts: no test row is
-looked at. Every trial is a line of results/tuning.jsonl. The search is the same every time and
-takes the trials that stand there from there: stopped at any moment, it goes on where it was.
-recipes/best.txt holds what it chose.
+The sampler's TRIALS come first, then HAND's: changes of the best of its first 28, made by hand, and
+a region beside the sampler's, of lower learning rates and more steps. A trial trains its settings
+on FOLDS folds inside split 0's training part, as one stack, and its value is the mean over the
+folds of log(MRR) − log(MSE) on the validation parts: no test row is looked at. The FINALISTS best
+are trained on as many folds again, and the best over all of them is chosen. Every trial is a line
+of results/tuning.jsonl. The search is the same every time and takes the trials that stand there
+from there: stopped at any moment, it goes on where it was. recipes/best.txt holds what it chose.
 """
 
 import argparse
@@ -21,15 +22,16 @@ from pathlib import Path
 
 import numpy as np
 import optuna
-import torch
 from optuna.distributions import FloatDistribution, IntDistribution
 
 import train
 from arguments import number, resolve
 from data import load, random_split, validation_folds
 from experiments.baselines import append_line, read_lines
+from results_tables import ranked_trials
 
-FOLDS = 4
+FOLDS = 4  # of a trial; and as many again of a finalist
+FINALISTS = 6
 TRIALS = 30  # the sampler's budget; the hand's is HAND
 FIXED = """
 --embedding-dim 100 --rating-head dot --rating-biases --user-history --item-history
@@ -72,6 +74,21 @@ HAND = [  # tried last: changes of it
         dict(lambda_f=0.75, ranking_dropout=0.78),
     )
 ]
+LOWER = (96, 128, 64, 0.5, 120, 128, 0.005, 1.0, 2.0, 3.0, 0.6, 0.5)  # lower rate, more steps
+LOWER = dict(zip(SPACE, LOWER, strict=True))
+NARROW = LOWER | dict(common=64, ranking_own=192, ranking_dropout=0.65, epochs=100)
+HAND += [
+    LOWER,
+    LOWER | dict(lambda_f=0.6),
+    LOWER | dict(ranking_dropout=0.65, decay_ranking=1.5),
+    LOWER | dict(ranking_own=192, ranking_dropout=0.65, lambda_f=0.6, epochs=95),
+    NARROW | dict(ranking_dropout=0.7),
+    NARROW | dict(decay_ranking=1.6),
+    NARROW | dict(decay_ranking=2.2),
+    NARROW | dict(lambda_f=0.6, batch_size=96, epochs=85),
+    NARROW | dict(lambda_f=0.7, batch_size=96, epochs=85),
+    NARROW | dict(lambda_f=0.65, batch_size=80, epochs=70, common=80, rating_own=48, lr=0.007),
+]
 
 
 def arguments_of(settings: dict) -> str:
@@ -88,24 +105,25 @@ def arguments_of(settings: dict) -> str:
     return " ".join(text.split())
 
 
-def validate(arguments: str, folds: int = FOLDS) -> dict:
-    """Train on each fold of split 0's training part; what a line of the results says of it."""
+def validate(arguments: str, first: int = 0, folds: int = FOLDS) -> dict:
+    """Train on folds of split 0's training part, from the first; what a line of results says."""
     args = resolve(shlex.split(arguments))
     train.set_machine(args)
     data = load(args["data"])
-    parts = validation_folds(random_split(data, 0), folds)
+    parts = validation_folds(random_split(data, 0), 2 * FOLDS)[first : first + folds]
     weights = dict(lambda_f=args["lambda_f"][0], lambda_r=args["lambda_r"][0])
-    stack = train.make_stack(args, data, [dict(seed=k, **weights) for k in range(folds)], parts)
+    runs = [dict(seed=first + k, **weights) for k in range(folds)]
+    stack = train.make_stack(args, data, runs, parts)
     start = time.process_time()
     for epoch in range(args["epochs"]):
         stack.run_epoch(epoch)
     seconds = time.process_time() - start
     metrics = train.make_evaluator(args, data, parts, "validation", "train")(stack.returned)
-    record = {"experiment": "tuning", "arguments": arguments}
+    record = {"experiment": "tuning", "arguments": arguments, "first_fold": first}
     record |= {name: [fold[name] for fold in metrics] for name in ("mrr", "mse")}
     values = np.log(record["mrr"]) - np.log(record["mse"])
     record |= {"value": float(values.mean()), "cpu_seconds_a_fold": seconds / folds}
-    return record | {"commit": train.commit(), "torch": torch.__version__}
+    return record | train.provenance()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -120,7 +138,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--out", type=Path, default=Path("results/tuning.jsonl"), help="file of the lines")
     options = parser.parse_args(argv)
 
-    done = {line["arguments"]: line for line in read_lines(options.out)}
+    done = {identity(line): line for line in read_lines(options.out)}
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = optuna.samplers.TPESampler(seed=0, n_startup_trials=10, multivariate=True)
     study = optuna.create_study(direction="maximize", sampler=sampler)
@@ -132,28 +150,35 @@ def main(argv: list[str] | None = None) -> int:
         )
         for name, (low, high) in SPACE.items()
     }
-    tried = []
     with ProcessPoolExecutor(options.workers) as pool:
 
-        def record_new(asked):
-            new = [arguments for arguments in dict.fromkeys(asked) if arguments not in done]
-            for record in pool.map(validate, new):
-                done[record["arguments"]] = record
+        def records_of(asked: list[str], first: int = 0) -> list[dict]:
+            new = [text for text in dict.fromkeys(asked) if (text, first) not in done]
+            for record in pool.map(validate, new, [first] * len(new)):
+                done[identity(record)] = record
                 append_line(options.out, record)
                 print(f"{record['value']:.4f} {record['arguments']}", file=sys.stderr, flush=True)
+            return [done[text, first] for text in asked]
 
-        while len(tried) < options.trials:
+        tried = {}
+        for _ in range(0, options.trials, ASKED):
             trials = [study.ask(space) for _ in range(ASKED)]
-            tried += (asked := [arguments_of(trial.params) for trial in trials])
-            record_new(asked)
-            for trial, arguments in zip(trials, asked, strict=True):
-                study.tell(trial, done[arguments]["value"])
+            records = records_of([arguments_of(trial.params) for trial in trials])
+            for trial, record in zip(trials, records, strict=True):
+                study.tell(trial, record["value"])
+            tried |= {identity(record): record for record in records}
         if options.trials >= TRIALS:
-            tried += (asked := [arguments_of(settings) for settings in HAND])
-            record_new(asked)
-    best = max((done[arguments] for arguments in tried), key=lambda record: record["value"])
-    print(json.dumps(best))
+            records = records_of([arguments_of(settings) for settings in HAND])
+            tried |= {identity(record): record for record in records}
+            finalists = [each["arguments"] for each in ranked_trials(tried.values())[:FINALISTS]]
+            records = records_of(finalists, first=FOLDS)
+            tried |= {identity(record): record for record in records}
+    print(json.dumps(ranked_trials(tried.values())[0]))
     return 0
+
+
+def identity(record: dict) -> tuple[str, int]:
+    return record["arguments"], record.get("first_fold", 0)
 
 
 if __name__ == "__main__":
