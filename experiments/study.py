@@ -24,6 +24,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -379,7 +380,9 @@ def main(argv: list[str] | None = None) -> int:
     if (chosen is None or "baselines" in chosen) and "baselines" not in results.done:
         made = train.provenance()
         results.append(as_text([line | made for line in baseline_lines(seeds)]))
+    start, left = time.monotonic(), sum(s["stack"] not in results.done for s in stacks)
     fine = run_stacks(stacks, results, runs, args.workers)
+    print(f"{left} stacks in {time.monotonic() - start:.0f} s", file=sys.stderr)
     if "per_user" not in results.done and (lines := per_user_lines(args.out, seeds)):
         made = train.provenance()
         results.append(as_text([line | made for line in lines]))
