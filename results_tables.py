@@ -8,7 +8,6 @@ same split: the mean difference with its 95% interval by Student's t, without te
 """
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean, median
 
@@ -21,6 +20,7 @@ from tables import METRICS, paired_difference, show
 TARGETS = {"mrr": 0.152, "mse": 0.765}
 BETTER = {"mrr": 1, "mse": -1}  # the sign of a difference that is an improvement
 OURS = ("best", "ensemble")
+SPECIALISTS = {"ease": "mrr", "fm-implicit": "mse"}  # the best at each task
 ARMS = (  # of experiments/recipe.py, in its order
     "best; separate, each task as wide; separate, as many parameters; "
     "all shared, as many parameters; ranking alone; rating alone; no user history; "
@@ -262,34 +262,47 @@ def cost(lines: list[dict], runs: Runs) -> str:
     )
 
 
-def ranked_trials(records: Iterable[dict]) -> list[dict]:
-    """Settings by their value, best first; once there are finalists, only those, over all folds."""
-    by_settings: dict[str, list[dict]] = {}
-    for record in records:
-        by_settings.setdefault(record["arguments"], []).append(record)
-    folds = max(map(len, by_settings.values()))
-    merged = []
-    for same in by_settings.values():
-        if len(same) == folds:
-            metrics = {name: [x for each in same for x in each[name]] for name in ("mrr", "mse")}
-            value = sum(each["value"] for each in same) / folds
-            merged.append({"arguments": same[0]["arguments"], **metrics, "value": value})
-    return sorted(merged, key=lambda each: -each["value"])
+def ranked_trials(lines: list[dict]) -> list[dict]:
+    """Trials of experiments/tune.py by their margin, best first; finalists alone once there are.
+
+    A margin is the smaller of the means over the folds of log(MRR / EASE's) and of log(myFM's MSE /
+    MSE); the specialists' lines hold all the folds.
+    """
+    specialists = {line["arguments"]: line for line in lines if line["arguments"] in SPECIALISTS}
+    ease, fm = (np.log(specialists[name][metric]) for name, metric in SPECIALISTS.items())
+    trials: dict[str, list[dict]] = {}
+    for line in lines:
+        if line["arguments"] not in SPECIALISTS:
+            trials.setdefault(line["arguments"], []).append(line)
+    most, merged = max(map(len, trials.values())), []
+    for arguments, parts in trials.items():
+        if len(parts) == most:
+            mrr, mse = ([x for part in parts for x in part[name]] for name in METRICS)
+            ahead = np.log(mrr) - ease[: len(mrr)], fm[: len(mse)] - np.log(mse)
+            margin = min(float(each.mean()) for each in ahead)
+            merged.append({"arguments": arguments, "mrr": mrr, "mse": mse, "margin": margin})
+    return sorted(merged, key=lambda each: -each["margin"])
 
 
 def search(tuning: list[dict], specialists: list[dict]) -> str:
     """What the searches spent, and what the chosen trial got on its validation parts."""
     told = []
-    if tuning:
-        hours = sum(line["cpu_seconds_a_fold"] * len(line["mrr"]) for line in tuning) / 3600
-        finals = [line for line in tuning if line.get("first_fold")]
-        best, trials = ranked_trials(tuning)[0], len(tuning) - len(finals)
+    if SPECIALISTS.keys() <= {line["arguments"] for line in tuning}:
+        ours = [line for line in tuning if line["arguments"] not in SPECIALISTS]
+        hours = sum(line["cpu_seconds_a_fold"] * len(line["mrr"]) for line in ours) / 3600
+        finals = sum("first_fold" in line and line["first_fold"] > 0 for line in ours)
+        best, trials = ranked_trials(tuning)[0], len(ours) - finals
         told.append(
-            f"The joint model's search: {trials} trials of {len(tuning[0]['mrr'])} folds, and "
-            f"{len(finals)} finalists on as many again: "
-            f"{show(hours, 1)} CPU hours of training; the settings chosen have "
-            f"MRR {show(fmean(best['mrr']), 4)} and MSE {show(fmean(best['mse']), 4)} "
-            f"over {len(best['mrr'])} validation parts."
+            f"The joint model's search: {trials} trials of {len(ours[0]['mrr'])} folds, and "
+            f"{finals} finalists on as many again: {show(hours, 1)} CPU hours of training. "
+            f"Over {len(best['mrr'])} validation parts the settings chosen have "
+            f"MRR {show(fmean(best['mrr']), 4)} and MSE {show(fmean(best['mse']), 4)}; "
+            + " and ".join(
+                f"{label(name)} {metric.upper()} {show(fmean(line[metric]), 4)}"
+                for line in tuning
+                if (metric := SPECIALISTS.get(name := line["arguments"]))
+            )
+            + "."
         )
     else:
         told.append(f"The joint model's search: {waiting('tune')}.")

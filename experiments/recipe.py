@@ -24,11 +24,11 @@ from arguments import number, resolve
 from data import load, random_split
 from experiments import baselines
 from experiments.study import Results, as_text, run_stacks
+from results_tables import SPECIALISTS
 
 ROOT = Path(__file__).parents[1]
 SEEDS = "0-4"
 ONCE = ["--eval-every", "1000000"]  # only after the last epoch: the test part is looked at once
-SPECIALISTS = ("ease", "fm-implicit")  # the best at each task
 
 
 def recipe(*without: str) -> list[str]:

@@ -1,15 +1,20 @@
 """Which settings make one joint model best at both tasks? A search, judged by validation alone.
 
+    python -m experiments.tune --specialists   # first: EASE and myFM on the same folds
     python -m experiments.tune                 # go on to the budget, two worker processes
     python -m experiments.tune --trials 20     # to 20 trials
 
 The sampler's TRIALS come first, then HAND's: changes of the best of its first 28, made by hand, and
 a region beside the sampler's, of lower learning rates and more steps. A trial trains its settings
-on FOLDS folds inside split 0's training part, as one stack, and its value is the mean over the
-folds of log(MRR) − log(MSE) on the validation parts: no test row is looked at. The FINALISTS best
-are trained on as many folds again, and the best over all of them is chosen. Every trial is a line
-of results/tuning.jsonl. The search is the same every time and takes the trials that stand there
-from there: stopped at any moment, it goes on where it was. recipes/best.txt holds what it chose.
+on FOLDS folds inside split 0's training part, as one stack, and the sampler's value is the mean
+over the folds of log(MRR) − log(MSE) on the validation parts: no test row is looked at.
+
+The model is to be ahead of the specialists at both tasks: so settings are ranked by the smaller of
+their two margins, the means of log(MRR / EASE's) and log(myFM's MSE / MSE). The FINALISTS first are
+trained on as many folds again, and the first over all of them is chosen: recipes/best.txt.
+
+Every trial is a line of results/tuning.jsonl. The search is the same every time and takes the
+trials that stand there from there: stopped at any moment, it goes on where it was.
 """
 
 import argparse
@@ -27,8 +32,15 @@ from optuna.distributions import FloatDistribution, IntDistribution
 import train
 from arguments import number, resolve
 from data import load, random_split, validation_folds
-from experiments.baselines import append_line, read_lines
-from results_tables import ranked_trials
+from experiments.baselines import (
+    METHODS,
+    append_line,
+    fit_and_test,
+    missing,
+    provenance,
+    read_lines,
+)
+from results_tables import SPECIALISTS, ranked_trials
 
 FOLDS = 4  # of a trial; and as many again of a finalist
 FINALISTS = 6
@@ -89,6 +101,13 @@ HAND += [
     NARROW | dict(lambda_f=0.7, batch_size=96, epochs=85),
     NARROW | dict(lambda_f=0.65, batch_size=80, epochs=70, common=80, rating_own=48, lr=0.007),
 ]
+WIDE = LOWER | dict(ranking_own=192, ranking_dropout=0.65, lambda_f=0.7, epochs=95)  # of the best
+HAND += [
+    WIDE,
+    WIDE | dict(lambda_f=0.65, ranking_own=256, ranking_dropout=0.7, epochs=85),
+    WIDE | dict(common=112, ranking_own=224, ranking_dropout=0.68, epochs=85),
+    WIDE | dict(lambda_f=0.65, batch_size=96, epochs=80),
+]
 
 
 def arguments_of(settings: dict) -> str:
@@ -126,6 +145,16 @@ def validate(arguments: str, first: int = 0, folds: int = FOLDS) -> dict:
     return record | train.provenance()
 
 
+def validate_specialist(method: str) -> dict:
+    """The best specialist of a task on all the folds: its line of the results."""
+    data, metric = load("ml-100k"), SPECIALISTS[method]
+    metrics = [
+        fit_and_test(method, data, k, fold.train, fold.validation, METHODS[method].settings)[metric]
+        for k, fold in enumerate(validation_folds(random_split(data, 0), 2 * FOLDS))
+    ]
+    return {"experiment": "tuning", "arguments": method, metric: metrics} | provenance(method)
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.tune",
@@ -136,9 +165,21 @@ def main(argv: list[str] | None = None) -> int:
     add("--trials", type=number(int, 1), default=TRIALS, help=f"of the sampler ({TRIALS})")
     add("--workers", type=number(int, 1), default=2, help="worker processes, a thread each (2)")
     add("--out", type=Path, default=Path("results/tuning.jsonl"), help="file of the lines")
+    add("--specialists", action="store_true", help="fit them; needs requirements-peers.txt")
     options = parser.parse_args(argv)
 
     done = {identity(line): line for line in read_lines(options.out)}
+    if options.specialists:
+        if reason := next(filter(None, map(missing, SPECIALISTS)), None):
+            parser.error(reason)
+        for method in SPECIALISTS:
+            if (method, 0) not in done:
+                append_line(options.out, validate_specialist(method))
+        return 0
+    for method in SPECIALISTS:
+        if (method, 0) not in done:
+            parser.error(f"{options.out} lacks {method}: run with --specialists first")
+    specialists = [done[method, 0] for method in SPECIALISTS]
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = optuna.samplers.TPESampler(seed=0, n_startup_trials=10, multivariate=True)
     study = optuna.create_study(direction="maximize", sampler=sampler)
@@ -161,6 +202,10 @@ def main(argv: list[str] | None = None) -> int:
             return [done[text, first] for text in asked]
 
         tried = {}
+
+        def ranked(records):
+            return ranked_trials([*specialists, *records])
+
         for _ in range(0, options.trials, ASKED):
             trials = [study.ask(space) for _ in range(ASKED)]
             records = records_of([arguments_of(trial.params) for trial in trials])
@@ -170,10 +215,10 @@ def main(argv: list[str] | None = None) -> int:
         if options.trials >= TRIALS:
             records = records_of([arguments_of(settings) for settings in HAND])
             tried |= {identity(record): record for record in records}
-            finalists = [each["arguments"] for each in ranked_trials(tried.values())[:FINALISTS]]
+            finalists = [each["arguments"] for each in ranked([*tried.values()])[:FINALISTS]]
             records = records_of(finalists, first=FOLDS)
             tried |= {identity(record): record for record in records}
-    print(json.dumps(ranked_trials(tried.values())[0]))
+    print(json.dumps(ranked([*tried.values()])[0]))
     return 0
 
 

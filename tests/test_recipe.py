@@ -2,18 +2,23 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from arguments import resolve
 from experiments import recipe, tune
+from experiments.study import as_text
 
 
 def known_function(arguments: str, first: int = 0) -> dict:
     """In place of training; a worker process finds it by its name."""
     args = resolve(arguments.split())
     value = -abs(args["lr"] - 0.01) - abs(args["shared_dims"] - 64) / 1000
-    value = -value if first else value  # the finalists' order turns round on the other folds
-    return {"arguments": arguments, "first_fold": first, "value": value, "mrr": [0], "mse": [0]}
+    mrr, mse = [np.exp(-value if first else value)], [0.5]  # finalists turn round on other folds
+    return dict(arguments=arguments, first_fold=first, value=value, mrr=mrr, mse=mse)
+
+
+SPECIALISTS = [dict(arguments="ease", mrr=[0.9] * 2), dict(arguments="fm-implicit", mse=[9.0] * 2)]
 
 
 @pytest.fixture
@@ -21,31 +26,49 @@ def quick(monkeypatch):
     monkeypatch.setattr(tune, "validate", known_function)
 
 
+@pytest.fixture
+def search(quick, tmp_path, capsys):
+    """Runs the command on a file of its own that has the specialists; its last word."""
+    (tmp_path / "whole.jsonl").write_text(as_text(SPECIALISTS))
+    (tmp_path / "cut.jsonl").write_text(as_text(SPECIALISTS))
+
+    def run(path, *arguments):
+        assert tune.main([*arguments, "--out", str(path)]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    return run
+
+
 def lines(path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_a_search_cut_short_goes_on_as_if_it_had_not_been(quick, tmp_path):
+def test_a_search_cut_short_goes_on_as_if_it_had_not_been(search, tmp_path):
     whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
-    tune.main(["--trials", "26", "--out", str(whole)])
-    tune.main(["--trials", "10", "--out", str(cut)])
+    search(whole, "--trials", "26")
+    search(cut, "--trials", "10")
     with cut.open("a") as file:
         file.write('{"arguments": "torn')
-    tune.main(["--trials", "26", "--out", str(cut)])
-    assert lines(cut) == lines(whole) and len(lines(whole)) == 26
+    search(cut, "--trials", "26")
+    assert lines(cut) == lines(whole) and len(lines(whole)) == 28
 
 
-def test_a_search_finds_the_best_and_tries_it_on_other_folds(quick, tmp_path, capsys):
-    path = tmp_path / "lines.jsonl"
-    tune.main(["--trials", "10", "--out", str(path)])
-    assert json.loads(capsys.readouterr().out)["value"] == max(x["value"] for x in lines(path))
-    tune.main(["--out", str(path)])
-    tried = [line for line in lines(path) if not line["first_fold"]]
-    finalists = [line["arguments"] for line in lines(path) if line["first_fold"]]
-    tried.sort(key=lambda line: -line["value"])
+def test_a_search_finds_the_best_and_tries_it_on_other_folds(search, tmp_path):
+    path = tmp_path / "whole.jsonl"
+    best = search(path, "--trials", "10")
+    tried = lines(path)[2:]
+    assert best["mrr"][0] == max(line["mrr"][0] for line in tried) and len(tried) == 10
+    best, tried = search(path), [line for line in lines(path)[2:] if not line["first_fold"]]
+    finalists = [line["arguments"] for line in lines(path)[2:] if line["first_fold"]]
+    tried.sort(key=lambda line: -line["mrr"][0])
     assert finalists == [line["arguments"] for line in tried[: tune.FINALISTS]]
-    best = json.loads(capsys.readouterr().out)
-    assert best["arguments"] in finalists and best["value"] == pytest.approx(0)
+    assert best["arguments"] in finalists and len(best["mrr"]) == 2
+
+
+def test_a_search_without_the_specialists_is_refused(quick, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        tune.main(["--out", str(tmp_path / "lines.jsonl")])
+    assert "lacks ease: run with --specialists first" in capsys.readouterr().err
 
 
 def test_validation_trains_on_no_row_of_split_0s_test_part(monkeypatch):

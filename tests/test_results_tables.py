@@ -54,11 +54,12 @@ ARMS, OTHERS = arm_lines(), specialist_lines()
 COST = {"joint": [9.0, 20.0, 10.0], "ease": [1.0, 1.0, 5.0], "fm-implicit": [90.0, 39.0, 24.0]}
 COST = {"experiment": "recipe cost", "stack": "cost", "seconds": COST, "share": 0.25}
 TRIALS = [
-    dict(arguments=str(k), mrr=[0.1, 0.12 + k / 100], mse=[0.8, 0.82], value=float(k % 3))
+    dict(arguments=str(k), mrr=[0.1, 0.12 + k / 100], mse=[0.8 + k / 100, 0.82])
     | dict(cpu_seconds_a_fold=900.0 * (k + 1))
     for k in range(4)
 ]
-TRIALS += [TRIALS[k] | dict(first_fold=2, value=1.0 - 3 * k, mrr=[0.2, 0.3]) for k in (1, 2)]
+TRIALS += [TRIALS[k] | dict(first_fold=2, mrr=[0.2, 0.3 - k / 20]) for k in (1, 2)]
+TRIALS += [dict(arguments="ease", mrr=[0.1] * 4), dict(arguments="fm-implicit", mse=[0.9] * 4)]
 SEARCHES = [dict(method=name, fit_seconds=[1800.0, 1800.0]) for name in ("ease", "ease", "fm")]
 FILES = {"recipe": [*ARMS, COST], "baselines": OTHERS, "tuning": TRIALS}
 FILES |= {"baselines_tuning": SEARCHES}
@@ -200,9 +201,26 @@ def test_cost_and_search_add_up(text):
     assert "costs 0.25 of the two" in cost
     search = text["joint_search"]
     assert "4 trials of 2 folds, and 2 finalists on as many again: 7.5 CPU hours" in search
-    # Trial 2 was the best at first; over all folds it is trial 1.
-    assert "MRR 0.1825 and MSE 0.8100 over 4 validation parts" in search
+    told = "the settings chosen have MRR 0.1700 and MSE 0.8150; EASE MRR 0.1000 and myFM, implicit"
+    assert f"Over 4 validation parts {told} features MSE 0.9000." in search
     assert "3 trials, from 1 to 2 a method, 3.0 hours" in search
+
+
+def test_trials_are_ranked_by_the_smaller_of_their_margins():
+    lines = [
+        dict(arguments="ease", mrr=[0.1, 0.2, 0.1, 0.2]),
+        dict(arguments="fm-implicit", mse=[0.8, 0.9, 0.8, 0.9]),
+        dict(arguments="ranks", mrr=[0.2, 0.4], mse=[0.8, 0.9]),  # log 2 ahead, and 0
+        dict(arguments="rates", mrr=[0.1, 0.2], mse=[0.4, 0.45]),
+        dict(arguments="both", mrr=[0.11, 0.22], mse=[0.72, 0.81]),  # log 1.1, log 1 / 0.9
+    ]
+    first, *others = results_tables.ranked_trials(lines)
+    assert first["arguments"] == "both" and first["margin"] == pytest.approx(np.log(1.1))
+    assert [each["margin"] for each in others] == pytest.approx([0, 0])
+    finals = [dict(arguments="ranks", first_fold=2, mrr=[0.05, 0.1], mse=[0.8, 0.9])]
+    (only,) = results_tables.ranked_trials(lines + finals)  # finalists alone, over all their folds
+    assert only["arguments"] == "ranks" and only["mrr"] == [0.2, 0.4, 0.05, 0.1]
+    assert only["margin"] == pytest.approx(0)
 
 
 @pytest.mark.parametrize("stack", recipe.plan(), ids=lambda stack: stack["stack"])
