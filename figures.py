@@ -111,9 +111,9 @@ def mean_and_bars(values: pd.Series) -> tuple[float, list[list[float]]]:
 
 
 def baseline_lines(axis, frame: pd.DataFrame, metric: str, across: bool = True) -> None:
-    """The levels of the baselines that have the metric, over the random splits."""
+    """The levels of the baselines that have the metric, under the selected protocol."""
     for method, linestyle in BASELINE_STYLES.items():
-        lines = frame[(frame.method == method) & (frame.split == "random")]
+        lines = frame[(frame.method == method) & (frame.protocol == "selected")]
         if BASELINES[method] == metric and len(lines):
             draw = axis.axhline if across else axis.axvline
             label = f"{method} ({metric.upper()})"

@@ -1,6 +1,6 @@
 """What do sharing and task weights do? The whole study as one resumable command.
 
-    python -m experiments.study             # everything, two worker processes
+    python -m experiments.study             # everything, two worker processes; the faults last
     python -m experiments.study --dry-run   # the stacks and their runs, listed
     python -m experiments.study --quick     # four settings, 3 seeds, 40 epochs
 
@@ -186,21 +186,23 @@ def cold_counts(data, split: Split) -> dict:
 
 
 def baseline_lines(seeds: list[int]) -> list[dict]:
-    """Popularity, global mean and regularised biases on every split of the study."""
+    """Popularity, global mean and regularised biases, on the training part of every protocol."""
     from experiments.baselines import METHODS, Train
 
     data, lines = load("ml-100k"), []
-    splits = [("random", seed, random_split(data, seed)) for seed in seeds]
-    splits.append(("temporal", 0, temporal_split(data)))
-    for kind, seed, split in splits:
+    held = dict(validation_fraction=0.05)
+    splits = [("report", seed, random_split(data, seed)) for seed in seeds]
+    splits += [("selected", seed, random_split(data, seed, **held)) for seed in seeds]
+    splits.append(("temporal", 0, temporal_split(data, **held)))
+    for protocol, seed, split in splits:
         test = [ids[split.test] for ids in (data.user_ids, data.item_ids, data.ratings)]
         known = [ids[split.train] for ids in (data.user_ids, data.item_ids, data.ratings)]
         for name in ("popularity", "global mean", "biases"):
-            method = METHODS[name.replace(" ", "-")]
+            method, start = METHODS[name.replace(" ", "-")], time.perf_counter()
             fitted = method.fit(Train(*known, data.n_users, data.n_items), seed, **method.settings)
-            line = dict(
-                experiment="baselines", stack="baselines", method=name, split=kind, seed=seed
-            )
+            line = dict(experiment="baselines", stack="baselines", method=name, seed=seed)
+            line |= dict(protocol=protocol, device="cpu")
+            line["fit_seconds"] = time.perf_counter() - start
             if fitted.scores:
                 pairs = [ids[None] for ids in (*test[:2], *known[:2])]
                 ranks = FullRanking(data.n_items, *pairs).ranks(
@@ -358,7 +360,8 @@ def main(argv: list[str] | None = None) -> int:
     seeds = args.seeds or list(range(3 if args.quick else 10))
     stacks = plan(seeds, args.epochs or (40 if args.quick else 200))
     chosen = args.only or (["report"] if args.quick else None)
-    known = dict.fromkeys([*(stack["experiment"] for stack in stacks), "baselines"])
+    more = ("baselines", "faults")
+    known = dict.fromkeys([*(stack["experiment"] for stack in stacks), *more])
     for name in chosen or ():
         if name not in known:
             parser.error(f"--only {name}: the experiments are {', '.join(known)}")
@@ -386,6 +389,11 @@ def main(argv: list[str] | None = None) -> int:
     if "per_user" not in results.done and (lines := per_user_lines(args.out, seeds)):
         made = train.provenance()
         results.append(as_text([line | made for line in lines]))
+    if chosen is None or "faults" in chosen:
+        from experiments import faults
+
+        epochs = ["--epochs", str(args.epochs)] if args.epochs else []
+        faults.main(["--out", str(args.out), *epochs])
     return 0 if fine else 1
 
 

@@ -73,11 +73,12 @@ def study_lines(seeds=range(4), epochs=12, only=None) -> list[dict]:
                 line |= dict(cold_items=30, cold_item_rows=33)
             lines.append(line | {"curves": curves})
     for method, metric in tables.BASELINES.items():
-        for split, seed in [*(("random", seed) for seed in seeds), ("temporal", 0)]:
+        both = [(protocol, seed) for protocol in ("report", "selected") for seed in seeds]
+        for protocol, seed in [*both, ("temporal", 0)]:
             value = {"mrr": 0.055} if metric == "mrr" else {"mse": 1.2}
             line = dict(experiment="baselines", stack="baselines", method=method)
             if only is None or "baselines" in only:
-                lines.append(line | dict(split=split, seed=seed) | value)
+                lines.append(line | dict(protocol=protocol, seed=seed) | value)
     return lines
 
 
