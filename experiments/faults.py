@@ -56,20 +56,16 @@ class FaultyStack(Stack):
             error = (predicted[:, :, None] - ratings[:, None, :]).flatten(1)
         return sigmoid_loss(*scores), error.square().mean(1)
 
-    def _gradients(self, *batch):
-        self.parameters.grad.zero_()
-        return self._autograd_gradients(*batch)
 
-
-def run_variant(name: str, seeds: list[int], epochs: int) -> list[dict]:
+def run_variant(name: str, seeds: list[int], epochs: int, source: str = "ml-100k") -> list[dict]:
     """The report's recipe, shared at 0.99/0.01, with the variant's faults: a line a seed."""
-    data = load("ml-100k")
+    data = load(source)
     splits = [random_split(data, seed) for seed in seeds]
     weights = [0.99] * len(seeds), [0.01] * len(seeds)
     net = MultiTaskNet(data.n_users, data.n_items, seeds=seeds)
     rows = np.stack([split.train for split in splits])
     stack = FaultyStack(net, data.user_ids, data.item_ids, data.ratings, rows, seeds, *weights)
-    stack.faults = VARIANTS[name]
+    stack.faults, stack.plain = VARIANTS[name], False  # the written-out step knows no faults
     tests = np.stack([split.test for split in splits])
     evaluate = Evaluator(data.user_ids, data.item_ids, data.ratings, tests, rows)
     curves: list[dict] = [{} for _ in seeds]

@@ -6,9 +6,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from experiments import study
+from data import load
+from experiments import faults, study
 from experiments.study import Results, as_text, main, plan
 
 ROOT = Path(__file__).parents[1]
@@ -74,6 +76,21 @@ def test_a_stack_goes_on_with_its_own_folder_and_replaces_another_studys(
             (1, int(epochs)),
         ]
     assert ["--resume" in command for command in commands] == [False, True, False]
+
+
+def test_each_fault_does_to_training_what_it_did_to_the_report(ratings_csv):
+    curves = {
+        name: faults.run_variant(name, [0], 30, str(ratings_csv))[0]["curves"]
+        for name in faults.VARIANTS
+    }
+    variance = np.var(load(str(ratings_csv)).ratings)
+    for name in curves:  # against every rating of the batch, the mean is the best answer
+        broadcast = name in ("broadcast MSE", "all three")
+        assert (curves[name]["regression_loss"][-1] > 0.95 * variance) == broadcast, name
+        # A sum over the batch's users is large: the loss falls within a few epochs, and stops.
+        batch = name in ("batch product", "all three")
+        assert (curves[name]["factorization_loss"][2] < 0.45) == batch, name
+    assert curves["dropped biases"]["mrr"] != curves["none"]["mrr"]
 
 
 STUDY = """
