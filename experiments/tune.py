@@ -179,7 +179,7 @@ def main(argv: list[str] | None = None) -> int:
     for method in SPECIALISTS:
         if (method, 0) not in done:
             parser.error(f"{options.out} lacks {method}: run with --specialists first")
-    specialists = [done[method, 0] for method in SPECIALISTS]
+    tried = {(method, 0): done[method, 0] for method in SPECIALISTS}
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = optuna.samplers.TPESampler(seed=0, n_startup_trials=10, multivariate=True)
     study = optuna.create_study(direction="maximize", sampler=sampler)
@@ -199,26 +199,20 @@ def main(argv: list[str] | None = None) -> int:
                 done[identity(record)] = record
                 append_line(options.out, record)
                 print(f"{record['value']:.4f} {record['arguments']}", file=sys.stderr, flush=True)
-            return [done[text, first] for text in asked]
-
-        tried = {}
-
-        def ranked(records):
-            return ranked_trials([*specialists, *records])
+            records = [done[text, first] for text in asked]
+            tried.update({identity(record): record for record in records})
+            return records
 
         for _ in range(0, options.trials, ASKED):
             trials = [study.ask(space) for _ in range(ASKED)]
             records = records_of([arguments_of(trial.params) for trial in trials])
             for trial, record in zip(trials, records, strict=True):
                 study.tell(trial, record["value"])
-            tried |= {identity(record): record for record in records}
         if options.trials >= TRIALS:
-            records = records_of([arguments_of(settings) for settings in HAND])
-            tried |= {identity(record): record for record in records}
-            finalists = [each["arguments"] for each in ranked([*tried.values()])[:FINALISTS]]
-            records = records_of(finalists, first=FOLDS)
-            tried |= {identity(record): record for record in records}
-    print(json.dumps(ranked([*tried.values()])[0]))
+            records_of([arguments_of(settings) for settings in HAND])
+            first = ranked_trials([*tried.values()])[:FINALISTS]
+            records_of([each["arguments"] for each in first], first=FOLDS)
+    print(json.dumps(ranked_trials([*tried.values()])[0]))
     return 0
 
 
