@@ -93,6 +93,17 @@ def test_each_fault_does_to_training_what_it_did_to_the_report(ratings_csv):
     assert curves["dropped biases"]["mrr"] != curves["none"]["mrr"]
 
 
+def test_every_line_on_record_says_what_made_it():
+    path = ROOT / "results/study.jsonl"
+    if not path.is_file():
+        pytest.skip("results/study.jsonl isn't there: python -m experiments.study writes it")
+    for line in map(json.loads, path.read_text().splitlines()):
+        assert line["commit"] and line["versions"]["torch"], line["stack"]
+        if line["experiment"] != "per_user":  # compared, not computed
+            assert line["device"] == "cpu", line["stack"]
+            assert line.get("train_seconds", line.get("seconds", line.get("fit_seconds"))) >= 0
+
+
 STUDY = """
 import json, sys
 from pathlib import Path
