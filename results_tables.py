@@ -72,17 +72,20 @@ def parameters(line: dict) -> int:
 class Runs:
     """Runs of arms and specialists by split and name, each a frame indexed by seed.
 
-    The metric of a task that has no weight in an arm is left out: nothing has trained it.
+    The metric of a task that has no weight in an arm is left out: nothing has trained it. Seconds
+    of the joint model are those of the cost's record: a stack's share of its own are no fit's.
     """
 
     columns = (*METRICS, "ndcg_at_10", "recall_at_10", "seconds", "parameters")
 
     def __init__(self, recipe: list[dict], specialists: list[dict]):
         rows = []
+        fit = {"best": median(line["seconds"]["joint"]) for line in recipe if "seconds" in line}
         for line in recipe:
             if "arm" in line:
-                row = line | {"name": line["arm"], "parameters": parameters(line)}
-                row["seconds"] = line["train_seconds"] / line["stack_size"]
+                row = line | {"name": line["arm"], "seconds": fit.get(line["arm"])}
+                if line["lambda_f"] and line["lambda_r"]:
+                    row["parameters"] = parameters(line)
                 if not line["lambda_f"]:
                     row |= dict.fromkeys(("mrr", "ndcg_at_10", "recall_at_10"))
                 rows.append(row if line["lambda_r"] else row | {"mse": None})
