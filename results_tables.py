@@ -80,7 +80,8 @@ class Runs:
 
     def __init__(self, recipe: list[dict], specialists: list[dict]):
         rows = []
-        fit = {"best": median(line["seconds"]["joint"]) for line in recipe if "seconds" in line}
+        costs = [line["seconds"] for line in recipe if "seconds" in line]
+        fit = {"best": median(costs[-1]["joint"])} if costs else {}
         for line in recipe:
             if "arm" in line:
                 row = line | {"name": line["arm"], "seconds": fit.get(line["arm"])}
