@@ -294,7 +294,7 @@ def search(tuning: list[dict], specialists: list[dict]) -> str:
     if SPECIALISTS.keys() <= {line["arguments"] for line in tuning}:
         ours = [line for line in tuning if line["arguments"] not in SPECIALISTS]
         hours = sum(line["cpu_seconds_a_fold"] * len(line["mrr"]) for line in ours) / 3600
-        finals = sum("first_fold" in line and line["first_fold"] > 0 for line in ours)
+        finals = sum(line.get("first_fold", 0) > 0 for line in ours)
         best, trials = ranked_trials(tuning)[0], len(ours) - finals
         told.append(
             f"The joint model's search: {trials} trials of {len(ours[0]['mrr'])} folds, and "

@@ -126,7 +126,7 @@ def measure_cost(rounds: int = 3) -> dict:
     record = {"experiment": "recipe cost", "stack": "cost", "seconds": seconds}
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     record["share"] = medians["joint"] / sum(medians[name] for name in SPECIALISTS)
-    return record | {"commit": train.commit(), "torch": torch.__version__}
+    return record | train.provenance()
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -369,12 +369,15 @@ def main(argv: list[str] | None = None) -> int:
     if args.dry_run:
         for stack in stacks:
             print(f"{stack['stack']:32} {stack['runs']:4}  {' '.join(stack['arguments'])}")
+        if chosen is None:
+            print("besides: baselines, the users' comparison, experiments/faults.py")
         print(f"{len(stacks)} stacks, {sum(stack['runs'] for stack in stacks)} runs")
         return 0
     expected = {
         stack["stack"]: {"runs": stack["runs"], "epochs": stack["epochs"]} for stack in stacks
     }
     expected["per_user"] = {"runs": 4 * len(seeds)}
+    expected["baselines"] = {"runs": 3 * (2 * len(seeds) + 1)}
     try:
         results = Results(args.out, expected)
     except ValueError as error:

@@ -144,3 +144,14 @@ def test_killed_at_any_moment_and_started_again_it_ends_with_the_same_lines(rati
     assert subprocess.run(command("killed"), cwd=ROOT).returncode == 0
     assert len(lines("alone")) == 6
     assert lines("killed") == lines("alone")
+
+
+@pytest.mark.parametrize("kept", [9, 8])
+def test_baselines_cut_short_are_done_again(tmp_path, monkeypatch, kept):
+    path = tmp_path / "study.jsonl"
+    monkeypatch.setattr(study, "baseline_lines", lambda seeds: [{"stack": "baselines"}] * 9)
+    main(["--out", str(path), "--seeds", "0", "--only", "baselines"])
+    whole = path.read_text()
+    path.write_text("".join(whole.splitlines(keepends=True)[:kept]))
+    main(["--out", str(path), "--seeds", "0", "--only", "baselines"])
+    assert path.read_text() == whole
