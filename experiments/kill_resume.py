@@ -44,11 +44,19 @@ def write_ratings(path: Path, data: Interactions) -> None:
         writer.writerows(zip(*(column.tolist() for column in columns), strict=True))
 
 
+LOSSES = [["--loss", loss] for loss in ("sigmoid", "bpr", "softmax")]
+LOSSES.append(  # what recipes/best.txt adds
+    "--loss softmax --batch-by user --rating-head dot --rating-biases --user-history "
+    "--item-history --leave-one-out --ranking-dropout 0.5 --rating-dropout 0.5 "
+    "--schedule cosine".split()
+)
+
+
 def draw_command(rng: random.Random) -> list[str]:
     arguments = ["--embedding-dim", "4", "--hidden", "4", "--lr", "0.01", "--batch-size", "64"]
     arguments += ["--epochs", str(rng.randint(4, 25)), "--checkpoint-every", str(rng.randint(1, 9))]
     arguments += rng.choice([["--shared"], ["--separate"], ["--shared-dims", "2"]])
-    arguments += ["--loss", rng.choice(["sigmoid", "bpr", "softmax"])]
+    arguments += rng.choice(LOSSES)
     arguments += ["--optimizer", rng.choice(["adam", "sgd"])]
     arguments += ["--seeds", rng.choice(["0", "3", "0-2"]), "--ensemble", rng.choice("112")]
     arguments += rng.choice([[], ["--validation", "0.1"], ["--validation", "0.1", "--select"]])

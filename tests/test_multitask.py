@@ -475,6 +475,23 @@ def test_dropout_keeps_the_mean_and_leaves_out_its_share():
     assert stack.dropped(values, 0.0) is values
 
 
+@pytest.mark.parametrize("by", ["user", "interaction"])
+def test_every_step_of_every_epoch_drops_out_anew(by, monkeypatch):
+    mask, drawn = Stack.mask, []
+
+    def record(self, like, rate, sizes=None):
+        drawn.append(mask(self, like, rate, sizes))
+        return drawn[-1]
+
+    monkeypatch.setattr(Stack, "mask", record)
+    stack = make_stack(2, **{**RECIPE, "batch_by": by})
+    for epoch in range(2):
+        stack.run_epoch(epoch)
+    drawn = [one.flatten(1) if one.dim() > 1 else one[None] for one in drawn]
+    drawn = {part.numpy().tobytes() for one in drawn for part in one[:, :64]}
+    assert len(drawn) >= 2 * 2 * stack.steps * 3  # epochs, runs and rates, each step
+
+
 @pytest.mark.parametrize("histories", [(True, True), (True, False), (False, True)])
 def test_left_out_an_interaction_is_predicted_as_if_it_had_not_been(histories):
     of_users, of_items = histories
