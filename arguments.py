@@ -6,6 +6,7 @@ config.json holds, and what a resumed command goes on with.
 
 import argparse
 import difflib
+import hashlib
 import math
 import shlex
 import sys
@@ -19,9 +20,19 @@ class Parser(argparse.ArgumentParser):
     """argparse with one-line errors, `#` comments in argument files, and a word on typos."""
 
     def convert_arg_line_to_args(self, line: str) -> list[str]:
-        return shlex.split(line, comments=True)
+        try:
+            return shlex.split(line, comments=True)
+        except ValueError as error:
+            self.error(f"argument file: {line!r}: {error}")
 
     def parse_args(self, argv: list[str] | None = None) -> argparse.Namespace:
+        for word in argv or () if self.fromfile_prefix_chars else ():
+            if word.startswith("@"):
+                try:
+                    Path(word[1:]).read_text(encoding="utf-8")
+                except (OSError, ValueError) as error:
+                    told = getattr(error, "strerror", None) or "not UTF-8 text"
+                    self.error(f"argument file {word[1:]}: {told}")
         args, unknown = self.parse_known_args(argv)
         for word in unknown:
             close = difflib.get_close_matches(word.split("=")[0], self._option_string_actions)
@@ -31,7 +42,7 @@ class Parser(argparse.ArgumentParser):
         return args
 
     def error(self, message: str) -> None:
-        print(f"train.py: error: {' '.join(message.split())}", file=sys.stderr)
+        print(f"{self.prog}: error: {' '.join(message.split())}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -100,7 +111,7 @@ def build_parser(description: str = "") -> argparse.ArgumentParser:
     )
     add(
         "--validation",
-        type=number(float, 0, 1),
+        type=number(float, 0, 0.94),
         default=0.0,
         metavar="SHARE",
         help="share of all interactions taken from training for validation (default: none)",
@@ -129,7 +140,7 @@ def build_parser(description: str = "") -> argparse.ArgumentParser:
         type=width,
         default=32,
         metavar="D",
-        help="dimensions that a task sees (32)",
+        help="dimensions that a task sees (32); tables begin with standard deviation 1/D",
     )
     add("--ranking-dim", type=width, metavar="D_F", help="dimensions that ranking sees (D)")
     add("--rating-dim", type=width, metavar="D_R", help="dimensions that rating sees (D)")
@@ -202,7 +213,7 @@ def build_parser(description: str = "") -> argparse.ArgumentParser:
         "--schedule",
         choices=["constant", "cosine"],
         default="constant",
-        help="learning rate over the epochs: as it is, or down to 0 as a cosine",
+        help="of the learning rate, over the epochs: as it is, or down to 0 as a cosine",
     )
     add(
         "--weight-decay",
@@ -444,4 +455,7 @@ def default_name(args: dict) -> str:
             name.append(key.replace("_", "-") + ("" if value is True else text))
     if args["data"] != "ml-100k":
         name.insert(0, Path(args["data"]).stem)
-    return "_".join(name).replace("/", "-")[:200]
+    name = "_".join(name).replace("/", "-").encode()
+    if len(name) > 200:  # file systems take 255 bytes; what is cut off is told apart by a digest
+        name = name[:190] + b"-" + hashlib.sha256(name).hexdigest()[:8].encode()
+    return name.decode(errors="ignore")

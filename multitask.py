@@ -116,8 +116,8 @@ class NegativeSampler:
         counts = np.bincount(users_sorted, minlength=int(users.max()) + 1)
         if counts.max() == n_items:
             raise ValueError(
-                f"user {counts.argmax()} has interacted with all {n_items} items, so no negative "
-                "can be drawn that excludes them: allow positives among the negatives"
+                f"exclude_positives: user id {counts.argmax()} (contiguous) has interacted with "
+                f"all {n_items} items, so no negative is left to draw: go without it"
             )
         self.starts = np.concatenate([[0], counts.cumsum()])
         self.free = n_items - counts

@@ -196,17 +196,15 @@ def load_run(folder: str | Path) -> Run:
     """Give a run back, on the CPU, from its folder alone.
 
     Raises:
-        FileNotFoundError: when the folder holds no trained run.
+        FileNotFoundError: when the folder holds no run trained to its end.
         ValueError: when the data is no longer what the run was trained on.
     """
     folder = Path(folder)
     for name in ("config.json", "checkpoint.pt", "split.npz"):
         if not (folder / name).is_file():
-            found = f"{folder} holds no trained run: {name} is missing"
-            runs = sorted(path.parent.name for path in folder.glob("*/config.json"))
-            raise FileNotFoundError(
-                found + (f"; name one run in it, like {runs[0]}" if runs else "")
-            )
+            runs = sorted(path.parent for path in folder.glob("*/config.json"))
+            hint = f"; name one run in it, like {runs[0]}" if runs else ""
+            raise FileNotFoundError(f"{folder} holds no trained run: {name} is missing{hint}")
     config = json.loads((folder / "config.json").read_text())
     data = load(config["data"])
     if data.sha256 != config["data_sha256"]:
@@ -214,6 +212,10 @@ def load_run(folder: str | Path) -> Run:
             f"{config['data']} has SHA-256 {data.sha256}, but the run in {folder} "
             f"was trained on {config['data_sha256']}"
         )
+    if not (folder / "result.json").is_file():  # a checkpoint of an earlier epoch
+        broken = (folder / "failed.json").is_file()
+        why = "failed.json says when" if broken else "train.py --resume goes on with it"
+        raise FileNotFoundError(f"{folder} holds no run trained to its end: {why}")
     with np.load(folder / "split.npz", allow_pickle=False) as arrays:
         split = Split(**arrays)
     parameters = torch.load(folder / "checkpoint.pt", weights_only=True)

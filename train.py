@@ -435,6 +435,11 @@ def stored(out: Path) -> tuple[dict, list[dict] | None]:
         state["args"]["out"] = str(out)  # the folder may have been moved
     except Exception as error:
         raise ValueError(f"--resume {out}: resume.pt is damaged ({type(error).__name__})") from None
+    if other := state["args"].keys() ^ resolve([]).keys():
+        raise ValueError(
+            f"--resume {out}: another version of this code wrote resume.pt (it differs in "
+            f"{', '.join(sorted(other))}); config.json names its commit"
+        )
     results = []
     for r, run in enumerate(plan_runs(state["args"])):
         if r in state["failed"] and (
@@ -442,7 +447,10 @@ def stored(out: Path) -> tuple[dict, list[dict] | None]:
         ):
             results.append({**told(run), **state["failed"][r]})
         elif (run["folder"] / "result.json").is_file():
-            results.append(json.loads((run["folder"] / "result.json").read_text()))
+            try:
+                results.append(json.loads((run["folder"] / "result.json").read_text()))
+            except ValueError:
+                raise ValueError(f"{run['folder'] / 'result.json'} is damaged") from None
         else:
             return state, None
     return state, results

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import pickle
+import shlex
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import evaluation
 import train
+from arguments import resolve
 
 ROOT = Path(train.__file__).parent
 REPORT_TAGS = {
@@ -372,7 +374,7 @@ def test_a_run_that_diverges_stops_alone_and_keeps_its_checkpoint(command):
         (["--resume", "nowhere", "--epochs", "3"], "--resume takes no other argument"),
         (["@nowhere.txt"], "nowhere.txt"),
         (["--loss", "hinge"], "hinge"),
-        (["--validation", "0.97"], "0.97"),
+        (["--validation", "0.97"], "'0.97' must be a number at least 0 and at most 0.94"),
         (["--seeds", "0-99999999999"], "0-99999999999"),
         (["--threads", "10000000000"], "10000000000"),
         (["--embedding-dim", "1000000000"], "1000000000"),
@@ -458,9 +460,40 @@ def test_arguments_come_from_a_file_with_comments(command):
     assert json.loads(Path("run/config.json").read_text())["shared_dims"] == 0
 
 
-def test_load_run_names_what_is_missing(tmp_path):
+def test_an_argument_file_that_cannot_be_read_is_named(command):
+    Path("quote.txt").write_text('--data "unclosed\n')
+    Path("bytes.txt").write_bytes(b"--data \xff\n")
+    for file, why in (("quote", "closing quotation"), ("bytes", "not UTF-8"), ("no", "No such")):
+        code, _, err = command(f"@{file}.txt", small=False)
+        assert code == 2 and len(err.splitlines()) == 1 and why in err and "argument file" in err
+
+
+def test_load_run_names_what_is_missing(command, tmp_path):
     with pytest.raises(FileNotFoundError, match="config.json is missing"):
         train.load_run(tmp_path)
+    command("--epochs", 1, "--seeds", "0,1", "--out", "two")
+    with pytest.raises(FileNotFoundError, match="like two/f0.99-r0.01_seed0"):
+        train.load_run("two")
+    Path("two/f0.99-r0.01_seed1/result.json").unlink()
+    with pytest.raises(FileNotFoundError, match="no run trained to its end: train.py --resume"):
+        train.load_run("two/f0.99-r0.01_seed1")
+
+
+def test_long_settings_that_differ_have_folders_that_differ():
+    recipe = shlex.split((ROOT / "recipes/best.txt").read_text(), comments=True)
+    more = ([], ["--ensemble", "4"], ["--ranking-dropout", "0.1"], ["--data", "日" * 70])
+    names = [resolve([*recipe, *each])["out"] for each in more]
+    assert len(set(names)) == len(names)
+    assert all(len(Path(name).name.encode()) <= 200 for name in names)
+
+
+def test_a_command_of_another_version_is_not_gone_on_with(command):
+    command("--epochs", 1, "--out", "run")
+    state = torch.load("run/resume.pt", weights_only=True)
+    del state["args"]["average"]
+    torch.save(state, "run/resume.pt")
+    code, _, err = command("--resume", "run", small=False)
+    assert code == 2 and len(err.splitlines()) == 1 and "another version" in err
 
 
 def write_csv(path: Path, rows: list[tuple]) -> Path:
