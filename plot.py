@@ -19,6 +19,7 @@ import math
 import os
 import re
 import sys
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,8 +54,8 @@ CURVES = [
 # Keys of config.json that a label tells in another form, or that are no settings.
 TOLD_ELSEWHERE = set("shared separate shared_dims lambda_f lambda_r seed".split())
 TOLD_ELSEWHERE |= set("out name overwrite resume commit data_sha256 seeds".split())
-TOLD_ELSEWHERE |= set("checkpoint_every eval_chunk".split())
-LEGEND_CELL_HOLDS = 16  # runs; with more the legend stands below the panels
+TOLD_ELSEWHERE |= set("checkpoint_every eval_chunk n_users n_items".split())
+LEGEND_CELL_HOLDS = 16  # lines; with more the legend stands below the panels
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,8 @@ def settings(config: dict) -> dict[str, str]:
     common, width, seed = (config.get(key) for key in ("shared_dims", "embedding_dim", "seed"))
     if common is not None:
         widths = [config.get(key) or width for key in ("ranking_dim", "rating_dim")]
-        shared = "shared" if widths == [common, common] else f"{common} of {width} dims shared"
+        of = widths[0] if widths[0] == widths[1] else " and ".join(map(str, widths))
+        shared = "shared" if widths == [common, common] else f"{common} of {of} dims shared"
         told["sharing"] = "separate" if common == 0 else shared
     if "lambda_f" in config and "lambda_r" in config:
         told["λ"] = f"λ {text(config['lambda_f'])}/{text(config['lambda_r'])}"
@@ -193,8 +195,14 @@ def curves_figure(runs: list[Run]):
     from matplotlib.figure import Figure  # not pyplot: saving then takes Agg and needs no display
     from matplotlib.ticker import MaxNLocator
 
-    below = len(runs) > LEGEND_CELL_HOLDS
-    legend_height = 0.2 * math.ceil(len(runs) / 3) if below else 0
+    labels = run_labels(runs)
+    cell = [textwrap.fill(label, 38) for label in labels]
+    below = sum(label.count("\n") + 1 for label in cell) > LEGEND_CELL_HOLDS
+    # Below the panels up to three labels share the figure's width: fewer if they are long.
+    columns = min(3, max(1, 120 // max(map(len, labels))))
+    labels = [textwrap.fill(label, 150 // columns) for label in labels] if below else cell
+    lines = max(label.count("\n") + 1 for label in labels) * math.ceil(len(runs) / columns)
+    legend_height = 0.17 * lines + 0.3 if below else 0
     figure = Figure(figsize=(10, 5.6 + legend_height), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
     *panels, spare = figure.subplots(2, 3).flat
@@ -209,12 +217,11 @@ def curves_figure(runs: list[Run]):
                 marker="o" if len(run.curves[column][0]) <= 12 else None,
             )
     spare.set_axis_off()
-    place = {"loc": "outside lower center", "ncols": 3} if below else {"loc": "center left"}
+    place = {"loc": "outside lower center", "ncols": columns} if below else {"loc": "center left"}
     numbers = [str(i) for i in range(len(runs))]
     legend = (figure if below else spare).legend(
         panels[0].lines, numbers, alignment="left", **place
     )
-    labels = run_labels(runs)
     for text, label in zip(legend.get_texts(), labels, strict=True):
         text.set(text=label, parse_math=False)  # set afterwards: a label may hold "$", begin "_"
     if any("λ " in label for label in labels):

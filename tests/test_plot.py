@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from test_tables import study_lines, write_study
 
 import plot
@@ -63,7 +64,7 @@ def draw(*folders: Path):
 
 def legend_texts(figure) -> list[str]:
     legends = figure.legends + [axis.get_legend() for axis in figure.axes if axis.get_legend()]
-    return [text.get_text() for legend in legends for text in legend.get_texts()]
+    return [t.get_text().replace("\n", " ") for each in legends for t in each.get_texts()]
 
 
 def labels_of(tmp_path: Path, *changes: dict) -> list[str]:
@@ -121,11 +122,32 @@ def test_runs_are_overlaid_in_order_and_never_look_alike(tmp_path):
         )
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("runs", [2, 3, 20])
+def test_however_much_runs_differ_all_labels_stand_inside_the_figure(tmp_path, runs):
+    many = {f"some_{name}_setting": 1 for name in "abcdefghijklmnopqrstuvwxyz"}
+    folders = [write_run(tmp_path / "plain")]
+    folders += [write_run(tmp_path / f"{k}", seed=k, **many) for k in range(1, runs)]
+    figure = draw(*folders)
+    with plot.report_style():
+        FigureCanvasAgg(figure).draw()
+    legends = figure.legends + [axis.get_legend() for axis in figure.axes if axis.get_legend()]
+    for text in legends[0].get_texts():
+        box = text.get_window_extent()
+        assert 0 <= box.x0 and box.x1 <= figure.bbox.x1 and 0 <= box.y0
+    for panel in figure.axes[:5]:
+        assert panel.get_window_extent().height > 100
+
+
 @pytest.mark.parametrize(
     ("changes", "labels"),
     [
         ([{}, {"shared_dims": 0}], ["shared", "separate"]),
         ([{}, {"shared_dims": 8}], ["shared", "8 of 32 dims shared"]),
+        (
+            [{}, {"shared_dims": 8, "ranking_dim": 16, "rating_dim": 16}],
+            ["shared", "8 of 16 dims shared, ranking dim 16, rating dim 16"],
+        ),
         ([{}, {"lambda_f": 0.5, "lambda_r": 0.5}], ["λ 0.99/0.01", "λ 0.5/0.5"]),
         ([{"seed": 3}, {"seed": 4}], ["seed 3", "seed 4"]),
         ([{"split_seed": 7}, {"seed": 0}], ["split seed 7", "run1"]),
