@@ -19,6 +19,10 @@ from multitask import LOSSES
 class Parser(argparse.ArgumentParser):
     """argparse with one-line errors, `#` comments in argument files, and a word on typos."""
 
+    def __init__(self, **named):
+        layout = argparse.RawDescriptionHelpFormatter
+        super().__init__(formatter_class=layout, allow_abbrev=False, **named)
+
     def convert_arg_line_to_args(self, line: str) -> list[str]:
         try:
             return shlex.split(line, comments=True)
@@ -88,9 +92,7 @@ def build_parser(description: str = "") -> argparse.ArgumentParser:
     parser = Parser(
         prog="train.py",
         description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         fromfile_prefix_chars="@",
-        allow_abbrev=False,
         epilog="@FILE reads arguments from a file, like @recipes/reference.txt.",
     )
     size, positive = number(int, 1, 2**31 - 1), number(float, 0, open_ends=True)

@@ -20,7 +20,6 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when the libraries load: fits are timed on
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # one thread
 
-import argparse
 import contextlib
 import functools
 import importlib
@@ -41,7 +40,7 @@ import scipy.sparse as sp
 import torch
 
 import evaluation
-from arguments import seed_list
+from arguments import Parser, seed_list
 from data import load, random_split, temporal_split, validation_folds
 from train import commit
 
@@ -450,15 +449,9 @@ def table(summaries):
     return "\n".join(lines)
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise ValueError(message)
-
-
 def main(arguments=None):
     names, tunable = list(METHODS), [name for name in METHODS if METHODS[name].space]
-    program, description = "python -m experiments.baselines", __doc__.split("\n")[0]
-    parser = Parser(prog=program, description=description, allow_abbrev=False)
+    parser = Parser(prog="python -m experiments.baselines", description=__doc__)
     add = parser.add_argument
     text = "which to fit and test: %(choices)s (default: all)"
     add("--methods", nargs="+", choices=names, default=names, metavar="METHOD", help=text)

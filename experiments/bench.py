@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 
 import train
-from arguments import number
+from arguments import Parser, number
 from data import load, random_split, synthetic
 from evaluation import Evaluator
 from models import MultiTaskNet
@@ -301,11 +301,7 @@ def on_gpu(device: str) -> dict:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.bench",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="python -m experiments.bench", description=__doc__)
     parser.add_argument("--scaling", action="store_true", help="cost against work")
     parser.add_argument("--rounds", type=number(int, 1), default=7, help="paired epochs (7)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")

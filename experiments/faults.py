@@ -13,7 +13,6 @@ the curves beside the published levels. Variants that stand there already are le
                   every rating of the batch, and the best answer is the global mean
 """
 
-import argparse
 import json
 import sys
 import time
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from arguments import number, seed_list
+from arguments import Parser, number, seed_list
 from data import load, random_split
 from evaluation import Evaluator
 from experiments.study import Results
@@ -87,11 +86,7 @@ def run_variant(name: str, seeds: list[int], epochs: int, source: str = "ml-100k
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.faults",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="python -m experiments.faults", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("results/study.jsonl"))
     parser.add_argument("--seeds", type=seed_list, default=[0, 1, 2], help="seeds (0-2)")
     parser.add_argument("--epochs", type=number(int, 1), default=200, help="epochs (200)")

@@ -13,7 +13,6 @@ that shares no code with it, or refuse in one line what that refuses. The last l
     wrongly_refused     refused, where the oracle reads rows
 """
 
-import argparse
 import contextlib
 import io
 import json
@@ -29,6 +28,7 @@ import numpy as np
 from tqdm import tqdm
 
 import data
+from arguments import Parser, number
 
 Rows = list[tuple[str, str, float, int | None]]
 
@@ -236,21 +236,25 @@ def loaded_rows(loaded: data.Interactions) -> Rows:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--files", type=int, default=10000, help="number of files (default 10000)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the generator (default 0)")
+    parser = Parser(prog="python -m experiments.fuzz_data", description=__doc__)
+    parser.add_argument(
+        "--files", type=number(int, 1), default=10000, help="number of files (default 10000)"
+    )
+    parser.add_argument(
+        "--seed", type=number(int, 0), default=0, help="seed of the generator (default 0)"
+    )
     arguments = parser.parse_args()
     kinds = ["accepted", "refused", "tracebacks", "silent_changes", "wrongly_accepted"]
     counts = dict.fromkeys([*kinds, "wrongly_refused"], 0)
     rng = random.Random(arguments.seed)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        for number in tqdm(range(arguments.files), unit="file"):
+        for k in tqdm(range(arguments.files), unit="file"):
             content = odd_file(rng)
             outcome = verdict(Path(folder, "odd.csv"), content)
             counts[outcome] += 1
             if outcome not in ("accepted", "refused"):
-                tqdm.write(f"file {number}: {outcome}: {content[:300]!r}", file=sys.stderr)
+                tqdm.write(f"file {k}: {outcome}: {content[:300]!r}", file=sys.stderr)
     seconds = round(time.perf_counter() - started, 1)
     print(
         json.dumps({"files": arguments.files, "seed": arguments.seed, **counts, "seconds": seconds})

@@ -13,7 +13,6 @@ Children are forked from a process that has everything imported, so a kill lands
 not in the imports.
 """
 
-import argparse
 import contextlib
 import csv
 import json
@@ -32,7 +31,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tqdm import tqdm
 
 import train
-from arguments import number
+from arguments import Parser, number
 from data import Interactions, synthetic
 
 
@@ -137,11 +136,7 @@ def one_round(rng: random.Random, ratings: Path, folder: Path) -> tuple[int, str
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.kill_resume",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="python -m experiments.kill_resume", description=__doc__)
     parser.add_argument("--rounds", type=number(int, 1), default=200, help="rounds (200)")
     parser.add_argument("--seed", type=int, default=0, help="of commands and moments (0)")
     args = parser.parse_args()

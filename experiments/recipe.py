@@ -9,7 +9,6 @@ as one stack of five runs, and looks at the test part once, after the last epoch
 results/recipe.jsonl an arm at a time; stopped at any moment, the command goes on where it was.
 """
 
-import argparse
 import json
 import shlex
 import statistics
@@ -20,7 +19,7 @@ from pathlib import Path
 import torch
 
 import train
-from arguments import number, resolve
+from arguments import Parser, number, resolve
 from data import load, random_split
 from experiments import baselines
 from experiments.study import Results, as_text, run_stacks
@@ -130,11 +129,7 @@ def measure_cost(rounds: int = 3) -> dict:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.recipe",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="python -m experiments.recipe", description=__doc__)
     add = parser.add_argument
     out = Path("results/recipe.jsonl")
     add("--out", type=Path, default=out, help=f"file of the lines ({out})")

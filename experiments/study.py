@@ -33,7 +33,7 @@ import scipy.stats
 import torch
 
 import train
-from arguments import number, resolve, seed_list
+from arguments import Parser, number, resolve, seed_list
 from data import Split, load, random_split, temporal_split
 from evaluation import FullRanking, mean_squared_error, ranking_metrics, reciprocal_ranks_by_user
 from run_folder import load_run, write_whole
@@ -338,11 +338,7 @@ def run_stacks(stacks: list[dict], results: Results, runs: Path, workers: int) -
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.study",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="python -m experiments.study", description=__doc__)
     add = parser.add_argument
     add("--out", type=Path, help="file of the lines (results/study.jsonl; quick: runs/quick.jsonl)")
     add("--runs", type=Path, help="folder of the run folders (runs/ and the name of --out)")

@@ -17,7 +17,6 @@ Every trial is a line of results/tuning.jsonl. The search is the same every time
 trials that stand there from there: stopped at any moment, it goes on where it was.
 """
 
-import argparse
 import json
 import shlex
 import sys
@@ -30,7 +29,7 @@ import optuna
 from optuna.distributions import FloatDistribution, IntDistribution
 
 import train
-from arguments import number, resolve
+from arguments import Parser, number, resolve
 from data import load, random_split, validation_folds
 from experiments.baselines import (
     METHODS,
@@ -156,11 +155,7 @@ def validate_specialist(method: str) -> dict:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.tune",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="python -m experiments.tune", description=__doc__)
     add = parser.add_argument
     add("--trials", type=number(int, 1), default=TRIALS, help=f"of the sampler ({TRIALS})")
     add("--workers", type=number(int, 1), default=2, help="worker processes, a thread each (2)")

@@ -256,9 +256,11 @@ def test_a_result_line_holds_what_the_table_needs(data, monkeypatch, capsys, tmp
 
 
 @pytest.mark.parametrize("arguments", [["--methods", "eese"], ["--splits", "4-0"], ["--tune"]])
-def test_a_wrong_argument_is_a_value_error(arguments):
-    with pytest.raises(ValueError):
+def test_a_wrong_argument_is_one_line_and_exit_code_2(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
         baselines.main(arguments)
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and len(err.splitlines()) == 1 and arguments[0] in err
 
 
 def test_settings_are_those_the_recorded_search_chose():
