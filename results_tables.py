@@ -30,6 +30,12 @@ ARMS = (  # of experiments/recipe.py, in its order
     "no weight decay; one weight decay; constant learning rate; averaged weights; "
     "batches of 4,096 interactions; BPR loss; ensemble"
 ).split("; ")
+REFERENCES = {  # arms that are another arm with one thing changed, not the recipe
+    "MLP for the dot product": "nothing left out",
+    "MLP beside the dot product": "nothing left out",
+    "batches of 4,096 interactions": "nothing left out",
+    "BPR loss": "batches of 4,096 interactions",
+}
 LABELS = {
     "best": "one joint model",
     "ensemble": "ensemble of 4",
@@ -224,13 +230,15 @@ def verdict(runs: Runs) -> str:
 def ablation(runs: Runs) -> str:
     if not runs.ours:
         return waiting()
-    best, rows = runs.of("best"), []
+    rows = []
     for arm in ARMS:
-        frame = runs.of(arm)
-        changes = [difference(frame[m], best[m]) if arm != "best" else "" for m in METRICS]
+        frame, other = runs.of(arm), REFERENCES.get(arm, "best")
+        told = f"{label(arm)} (against “{other}”)" if arm in REFERENCES else label(arm)
+        reference = runs.of(other)
+        changes = [difference(frame[m], reference[m]) if arm != "best" else "" for m in METRICS]
         levels = [mean_and_spread(frame[metric]) for metric in METRICS]
         size = show(frame.parameters.mean() / 1e6, 2)
-        rows.append([label(arm), levels[0], changes[0], levels[1], changes[1], size])
+        rows.append([told, levels[0], changes[0], levels[1], changes[1], size])
     return table("arm | MRR | MRR, difference | MSE | MSE, difference | million parameters", rows)
 
 

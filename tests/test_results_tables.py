@@ -171,12 +171,28 @@ def test_a_verdict_follows_the_interval_and_a_target_the_mean(tmp_path, shift, w
 def test_an_arms_row_is_its_paired_difference_to_the_recipe_in_the_plans_order(text):
     block = text["joint_ablation"]
     labels = [line.split(" | ")[0].strip("| ") for line in block.splitlines()[2:]]
-    assert labels == [results_tables.label(arm) for arm in results_tables.ARMS]
-    for arm in results_tables.ARMS[1:]:
-        cells = row(block, results_tables.label(arm))
-        mrr = ["—"] if arm == "rating alone" else [paired(arm, "best", "mrr")]
-        mse = ["—"] if arm == "ranking alone" else [paired(arm, "best", "mse")]
+    against = re.compile(r" \(against “(.*)”\)")
+    assert [against.sub("", each) for each in labels] == [
+        results_tables.label(arm) for arm in results_tables.ARMS
+    ]
+    for arm, told in zip(results_tables.ARMS[1:], labels[1:], strict=True):
+        cells = row(block, told)
+        other = found[1] if (found := against.search(told)) else "best"
+        mrr = ["—"] if arm == "rating alone" else [paired(arm, other, "mrr")]
+        mse = ["—"] if arm == "ranking alone" else [paired(arm, other, "mse")]
         assert [cells[1], cells[3]] == mrr + mse, arm
+
+
+def test_arms_that_cannot_leave_out_are_compared_with_one_that_does_not():
+    settings = {each["arm"]: resolve(each["arguments"]) for each in recipe.plan()}
+    for arm in results_tables.ARMS[1:]:
+        other = results_tables.REFERENCES.get(arm, "best")
+        if arm not in ("nothing left out", "history dropout for leaving out"):
+            assert settings[arm]["leave_one_out"] == settings[other]["leave_one_out"], arm
+
+
+def test_single_tasks_show_nothing_of_the_other(text):
+    block = text["joint_ablation"]
     assert row(block, "rating alone")[0] == "—" == row(block, "ranking alone")[2]
 
 
@@ -271,7 +287,7 @@ def test_what_is_missing_is_told_by_its_command_and_nothing_else_changes(tmp_pat
     with (tmp_path / "recipe.jsonl").open("a") as file:
         file.write('{"experiment": "reci')
     first = results_text(tmp_path)
-    assert row(first["joint_ablation"], "BPR loss")[:4] == ["—"] * 4
+    assert row(first["joint_ablation"], "no rating dropout")[:4] == ["—"] * 4
     assert row(first["joint_ablation"], "one joint model") == (
         row(text["joint_ablation"], "one joint model")
     )
