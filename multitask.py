@@ -20,7 +20,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from gradients import WRITTEN_OUT, pairwise_step
 from models import MultiTaskNet, random_stream
@@ -28,7 +27,7 @@ from models import MultiTaskNet, random_stream
 BLOCK = 2**20  # training interactions gathered at a time: bounds an epoch's working memory
 
 
-def _require_equal_shapes(**tensors: Tensor) -> None:
+def require_equal_shapes(**tensors: Tensor) -> None:
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if len(set(shapes.values())) > 1:
         # Broadcasting (B,) against (B, 1) gives (B, B), whose best constant is the global mean.
@@ -40,7 +39,7 @@ def sigmoid_loss(positive: Tensor, negative: Tensor) -> Tensor:
 
     A smooth count of the pairs in the wrong order. Raises ValueError when shapes differ.
     """
-    _require_equal_shapes(positive=positive, negative=negative)
+    require_equal_shapes(positive=positive, negative=negative)
     return 1 - torch.sigmoid(positive - negative).mean(-1)
 
 
@@ -49,7 +48,7 @@ def bpr_loss(positive: Tensor, negative: Tensor) -> Tensor:
 
     Raises ValueError when shapes differ. Source: Rendle et al., UAI 2009.
     """
-    _require_equal_shapes(positive=positive, negative=negative)
+    require_equal_shapes(positive=positive, negative=negative)
     return -F.logsigmoid(positive - negative).mean(-1)
 
 
@@ -59,26 +58,9 @@ def softmax_loss(scores: Tensor, item_ids: Tensor) -> Tensor:
     −log( exp p_ij / Σ_k exp p_ik ): (R, B, n_items) scores and (R, B) ids -> (R,). Raises
     ValueError when R or B differ. Source: Covington et al., RecSys 2016.
     """
-    _require_equal_shapes(scores=scores[..., 0], item_ids=item_ids)
+    require_equal_shapes(scores=scores[..., 0], item_ids=item_ids)
     picked = scores.gather(-1, item_ids.unsqueeze(-1)).squeeze(-1)
     return (scores.logsumexp(-1) - picked).mean(-1)
-
-
-def user_softmax_loss(scores: Tensor, place: Tensor, item_ids: Tensor, real: Tensor) -> Tensor:
-    """The softmax loss of all interactions of a batch of users, at one row of scores a user.
-
-    The mean over a run's P interactions of −log( exp p_ij / Σ_k exp p_ik ): (R, B, n_items)
-    scores; (R, P) each: the user's place in the batch, the item's id, and False for padding,
-    which doesn't count -> (R,). Raises ValueError when shapes differ.
-    """
-    _require_equal_shapes(place=place, item_ids=item_ids, real=real)
-    picked = scores.flatten(1).gather(1, place * scores.shape[-1] + item_ids)
-    return _mean((scores.logsumexp(-1).gather(1, place) - picked), real)
-
-
-def _mean(values: Tensor, real: Tensor) -> Tensor:
-    """(R, P) -> (R,), over the values that are no padding."""
-    return (values * real).sum(1) / real.sum(1).clamp(min=1)
 
 
 def regression_loss(predicted: Tensor, ratings: Tensor) -> Tensor:
@@ -86,7 +68,7 @@ def regression_loss(predicted: Tensor, ratings: Tensor) -> Tensor:
 
     Raises ValueError when shapes differ.
     """
-    _require_equal_shapes(predicted=predicted, ratings=ratings)
+    require_equal_shapes(predicted=predicted, ratings=ratings)
     return (predicted - ratings).square().mean(-1)
 
 
@@ -202,8 +184,6 @@ class Stack:
         lambda_f, lambda_r: (R,) task weights λ_F and λ_R.
         loss: "sigmoid", "bpr" or "softmax".
         exclude_positives: never draw one of the user's own training items as a negative.
-        batch_by: "interaction", or "user": a batch is then of ``batch_size`` users with all their
-            interactions, and needs the softmax loss.
         optimizer: "adam" or "sgd"; ``lr`` its learning rate.
         weight_decay: of all parameters; or three, of the embedding tables alone, for the columns
             of ranking's own, common, and rating's own.
@@ -212,9 +192,6 @@ class Stack:
         history_dropout, ranking_dropout, rating_dropout: rates of dropout in training, of the
             interactions in a history, of u_i in the ranking window, of u_i and q_j in the rating
             window.
-        leave_one_out: in training an interaction is predicted as if it weren't in the histories,
-            as it isn't at test; for batches by user and the dot product. Source: the zero
-            diagonal of Steck, EASE, WWW 2019.
         average: the parameters returned are the exponential average of the steps', with this
             decay (the plain mean of the first 1 / (1 − decay) steps). 0: the last step's.
         log_gradients: measure the tasks' gradients at the first batch of each epoch.
@@ -239,11 +216,9 @@ class Stack:
         weight_decay: float | Sequence[float] = 0.0,
         schedule: str = "constant",
         epochs: int = 1,
-        batch_by: str = "interaction",
         history_dropout: float = 0.0,
         ranking_dropout: float = 0.0,
         rating_dropout: float = 0.0,
-        leave_one_out: bool = False,
         average: float = 0.0,
         log_gradients: bool = False,
         compile: bool = False,
@@ -263,25 +238,23 @@ class Stack:
                 NegativeSampler(self.users[rows], self.items[rows], net.n_items, exclude_positives)
                 for rows in self.train
             ]
-        self.lr, self.schedule, self.epochs, self.batch_by = lr, schedule, epochs, batch_by
+        self.lr, self.schedule, self.epochs = lr, schedule, epochs
         dropout = history_dropout, ranking_dropout, rating_dropout
         self.history_dropout, self.ranking_dropout, self.rating_dropout = dropout
-        self.leave_one_out = leave_one_out
         self.streams: list[torch.Generator] = []
-        batched = net.n_users if batch_by == "user" else self.train.shape[1]
-        self.steps = math.ceil(batched / batch_size)
+        self.steps = math.ceil(self.rows_to_batch() / batch_size)
         self.optimizer_class, self.weight_decay = OPTIMIZERS[optimizer], weight_decay
         self.average = average
         self.returned = copy.deepcopy(net) if average else net
         self._flatten([parameter.data for parameter in net.parameters()])
         self._observe()
         self.plain = (  # the reference's step, which gradients.py writes out
-            not any((*dropout, *net.histories(), batch_by == "user", net.rating_head != "mlp"))
+            not any((*dropout, *net.histories(), net.rating_head != "mlp"))
         )
         # A captured step has its rate and its draws fixed.
         self.replayable = self.plain and self.device.type == "cuda" and schedule == "constant"
         self.compiled = compile
-        self.training_losses = self.losses if batch_by == "interaction" else self.user_losses
+        self.training_losses = self.losses
         if compile:  # autograd's step fuses better than the one written out, and wins when large
             self.training_losses = torch.compile(self.losses, dynamic=False)
         self.graph = None
@@ -386,75 +359,6 @@ class Stack:
         rated = [self.dropped(net.rating_window(rows), self.rating_dropout) for rows in (u, q)]
         return factorization, regression_loss(net.rating(users, items, *rated), ratings)
 
-    def user_losses(
-        self, users: Tensor, place: Tensor, items: Tensor, ratings: Tensor, real: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """L_F and L_R, (R,) each, of a batch of users with all their interactions.
-
-        Args:
-            users: (R, B).
-            place, items, ratings, real: (R, P) of the interactions: the user's place in the
-                batch, item, rating, and False for padding.
-        """
-        net, item_bias = self.net, self.net.item_bias.transpose(1, 2)
-        at = place * net.n_items + items  # of each interaction in (R, B · n_items)
-        u, q = net.user_rows(users, self.thin), net.catalogue(self.thin)
-
-        u_f, q_f = net.ranking_window(u), net.ranking_window(q)
-        keep = self.mask(u_f, self.ranking_dropout), None
-        u_f = u_f * keep[0]
-        scores = torch.baddbmm(item_bias, u_f, q_f.transpose(1, 2))
-        if self.leave_one_out:
-            size = len(at), scores[0].numel() + 1  # the last for padding
-            picked = torch.zeros(size, dtype=torch.bool, device=at.device)
-            picked.scatter_(1, at.where(real, size[1] - 1), True)
-            part = self._part_of_itself(users, u_f, q_f, keep, net.ranking_window)
-            scores = torch.where(picked[:, :-1].view_as(scores), scores - part, scores)
-        factorization = user_softmax_loss(scores, place, items, real)
-
-        u_r, q_r = net.rating_window(u), net.rating_window(q)
-        keep = [self.mask(rows, self.rating_dropout) for rows in (u_r, q_r)]
-        u_r, q_r = u_r * keep[0], q_r * keep[1]
-        who = users.gather(1, place)
-        if net.rating_head == "dot":  # one product for all pairs beats gathering a row for each
-            u_r, q_r = u_r + net.user_shift, q_r + net.item_shift
-            products = torch.bmm(u_r, q_r.transpose(1, 2))
-            if self.leave_one_out:
-                products -= self._part_of_itself(users, u_r, q_r, keep, net.rating_window)
-            predicted = net.biased(who, items, products.flatten(1).gather(1, at))
-        else:
-            predicted = net.rating(who, items, net.rows(u_r, place), net.rows(q_r, items))
-        return factorization, _mean((predicted - ratings).square(), real)
-
-    def _part_of_itself(self, users, u, q, keep, window) -> Tensor:
-        """What each pair's own interaction adds to its u_i · q_j by the two histories.
-
-        With h_j and g_i what j adds to a user and i to an item, k and k' the dropout factors, and
-        a = k_i ∘ h_j / √n_i, b = k'_j ∘ g_i / √n_j: left out, (u_i − a) · (q_j − b) would remain.
-        The difference a · q_j + u_i · b − a · b is one product of all users with all items.
-
-        Args:
-            users: (R, B); u: (R, B, D) and q: (R, n_items, D), in the window, dropped out.
-            keep: k (R, B, D) and k' (R, n_items, D), or None if all are 1.
-        """
-        net, (of_users, of_items) = self.net, self.net.histories()
-        left, right = [], []
-        if of_users:
-            h = window(net.history_items)
-            k = keep[0] * net.by_user.weights.view(len(u), -1).gather(1, users).unsqueeze(-1)
-            left.append(k), right.append(h * q)
-        if of_items:
-            g = window(net.rows(net.history_users, users))
-            k_items = net.by_item.weights.view(len(u), -1, 1)
-            if keep[1] is None:  # u_i · b is a number of the user times one of the item
-                left.append((u * g).sum(-1, keepdim=True)), right.append(k_items)
-            else:
-                k_items = keep[1] * k_items
-                left.append(u * g), right.append(k_items)
-        if of_users and of_items:
-            left.append(-k * g), right.append(h * k_items)
-        return torch.bmm(torch.cat(left, -1), torch.cat(right, -1).transpose(1, 2))
-
     def _gradients(self, *batch: Tensor | None):
         """Fill the gradients of a batch; L_F and L_R, (R,) each."""
         self.parameters.grad.zero_()
@@ -504,25 +408,14 @@ class Stack:
                 negative = drawn[:, batch] if drawn is not None else None
                 yield users[:, batch], items[:, batch], negative, ratings[:, batch]
 
-    def user_batches(self, epoch: int):
-        """The epoch's batches as `user_losses` takes them: the users, shuffled, in (R, B)."""
-        n_users, size = self.net.n_users, self.batch_size
-        bounds = torch.arange(self.steps + 1) * size
-        shuffled, parts = [], []
-        for seed, train in zip(self.seeds, self.train, strict=True):
-            order = torch.randperm(n_users, generator=random_stream(seed, "order", epoch))
-            place, rows = order.argsort()[self.users[train].cpu()].sort(stable=True)
-            ends = torch.searchsorted(place, bounds)
-            shuffled.append(order)
-            parts.append([x.split(ends.diff().tolist()) for x in (place, train[rows])])
-        shuffled = torch.stack(shuffled).to(self.device)
-        for k in range(self.steps):
-            places = [place[k] - k * size for place, _ in parts]
-            rows = pad_sequence([rows[k] for _, rows in parts], batch_first=True).to(self.device)
-            place = pad_sequence(places, batch_first=True, padding_value=-1).to(self.device)
-            real, place = place >= 0, place.clamp(min=0)
-            users = shuffled[:, k * size : (k + 1) * size]
-            yield users, place, self.items[rows], self.ratings[rows], real
+    def rows_to_batch(self) -> int:
+        """How many rows an epoch divides into batches."""
+        return self.train.shape[1]
+
+    @staticmethod
+    def interactions_in(batch: tuple[Tensor | None, ...]) -> int | Tensor:
+        """How many interactions of each run a batch holds."""
+        return batch[0].shape[1]
 
     def run_epoch(self, epoch: int) -> dict[str, Tensor]:
         """Train each run once on all its interactions; its losses, (R,) each, on the CPU.
@@ -532,8 +425,8 @@ class Stack:
         first batch's gradients are measured as well.
         """
         totals = torch.zeros(2, len(self.seeds), device=self.device)
-        measured, by_user = {}, self.batch_by == "user"
-        for k, batch in enumerate(self.user_batches(epoch) if by_user else self.batches(epoch)):
+        measured = {}
+        for k, batch in enumerate(self.batches(epoch)):
             if self.log_gradients and not measured:
                 self._draw_from("measured dropout", epoch)
                 measured = self.measure_gradients(batch)
@@ -542,7 +435,7 @@ class Stack:
             if self.schedule == "cosine":
                 done = (epoch + k / self.steps) / self.epochs
                 self.optimizer.lr = self.lr * (1 + math.cos(math.pi * done)) / 2
-            size = batch[-1].sum(1) if by_user else batch[0].shape[1]
+            size = self.interactions_in(batch)
             replay = self.replayable and size == self.batch_size
             losses = (self._replay if replay else self._step)(*batch)
             for total, loss in zip(totals, losses, strict=True):
@@ -572,7 +465,7 @@ class Stack:
         tables = {"users": self.net.users, "items": self.net.items}
         by_task = [
             torch.autograd.grad(loss.sum(), list(tables.values()), retain_graph=True)
-            for loss in (self.user_losses if self.batch_by == "user" else self.losses)(*batch)
+            for loss in self.losses(*batch)
         ]
         measured = {}
         for name, ranking, rating in zip(tables, *by_task, strict=True):

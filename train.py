@@ -29,6 +29,7 @@ import torch
 from tqdm import tqdm
 
 from arguments import plain, resolve
+from by_user import UserStack
 from data import Interactions, Split, load, random_split, temporal_split
 from evaluation import Evaluator, NonFinite
 from models import MultiTaskNet
@@ -105,9 +106,12 @@ def make_stack(args: dict, data: Interactions, runs: list[dict], splits: list[Sp
     structure = {name: args[name] for name in STRUCTURE}
     net = MultiTaskNet(data.n_users, data.n_items, seeds=keys, **structure).to(args["device"])
     names = ("loss", "exclude_positives", "batch_size", "optimizer", "lr", "weight_decay")
-    names += ("schedule", "epochs", "batch_by", "history_dropout", "ranking_dropout")
-    names += ("rating_dropout", "leave_one_out", "average", "log_gradients")
-    return Stack(
+    names += ("schedule", "epochs", "history_dropout", "ranking_dropout", "rating_dropout")
+    names += ("average", "log_gradients")
+    kind = Stack
+    if args["batch_by"] == "user":
+        kind, names = UserStack, (*names, "leave_one_out")
+    return kind(
         net,
         data.user_ids,
         data.item_ids,

@@ -8,6 +8,7 @@ import torch
 from torch.func import functional_call, stack_module_state, vmap
 
 import multitask
+from by_user import UserStack
 from gradients import WRITTEN_OUT, pairwise_step
 from models import MultiTaskNet, random_stream
 from multitask import (
@@ -118,7 +119,8 @@ def make_stack(runs: int = 1, n: int = 300, first: int = 0, **options) -> Stack:
     weights = [0.9, 0.5, 0.2, 1.0, 0.0][first : first + runs]
     options = {"batch_size": 64, "lr": 0.01, **options}
     others = [1 - weight for weight in weights]
-    return Stack(net, *divmod(pairs, 60), ratings, train, seeds, weights, others, **options)
+    kind = UserStack if options.pop("batch_by", "interaction") == "user" else Stack
+    return kind(net, *divmod(pairs, 60), ratings, train, seeds, weights, others, **options)
 
 
 @pytest.mark.parametrize("shared_dims", SHARING)
@@ -385,8 +387,8 @@ def picked_by(stack: Stack, user: int, run: int = 0) -> torch.Tensor:
 def test_the_losses_of_a_batch_of_users_are_those_of_all_their_interactions():
     stack = make_stack(1, loss="softmax", batch_by="user", batch_size=7, rating_head="both")
     seen = []
-    for users, place, items, ratings, real in stack.user_batches(0):
-        factorization, regression = stack.user_losses(users, place, items, ratings, real)
+    for users, place, items, ratings, real in stack.batches(0):
+        factorization, regression = stack.losses(users, place, items, ratings, real)
         who = users[0, place[0]]
         assert real.all()  # a single run needs no padding
         scores = stack.net.catalogue_scores(who)
@@ -398,6 +400,11 @@ def test_the_losses_of_a_batch_of_users_are_those_of_all_their_interactions():
     rows = stack.train[0]
     columns = (stack.users[rows], stack.items[rows], stack.ratings[rows])
     assert sorted(seen) == sorted(zip(*(column.tolist() for column in columns), strict=True))
+
+
+def test_batches_by_user_refuse_a_pairwise_loss():
+    with pytest.raises(ValueError, match="need the softmax loss, not 'bpr'"):
+        make_stack(batch_by="user", loss="bpr")
 
 
 @pytest.mark.parametrize("by", ["user", "interaction"])
@@ -501,8 +508,8 @@ def test_left_out_an_interaction_is_predicted_as_if_it_had_not_been(histories):
     with torch.no_grad():
         for parameter in stack.net.parameters():
             parameter.copy_(torch.randn(parameter.shape) / 3)
-    users, place, items, ratings, real = next(stack.user_batches(0))
-    net, losses = stack.net, stack.user_losses(users, place, items, ratings, real)
+    users, place, items, ratings, real = next(stack.batches(0))
+    net, losses = stack.net, stack.losses(users, place, items, ratings, real)
     who = users[0, place[0]]
     scores, predicted = net.catalogue_scores(users[0])[0], []
     for k, (i, j) in enumerate(zip(who.tolist(), items[0].tolist(), strict=True)):
@@ -525,12 +532,12 @@ def test_left_out_an_interaction_is_predicted_as_if_it_had_not_been(histories):
 def test_what_is_left_out_is_left_out_of_the_dropped_out_vectors_too():
     options = {**RECIPE, "history_dropout": 0.0, "batch_size": 40, "leave_one_out": True}
     stack = make_stack(1, n=21, **options)  # one training interaction: the histories are it alone
-    batch, losses = next(stack.user_batches(0)), []
+    batch, losses = next(stack.batches(0)), []
     for scale in (1.0, 0.0):
         with torch.no_grad():
             stack.net.history_items.mul_(scale), stack.net.history_users.mul_(scale)
         stack._draw_from("dropout", 0)
-        losses.append(stack.user_losses(*batch)[1])
+        losses.append(stack.losses(*batch)[1])
     torch.testing.assert_close(*losses, atol=1e-6, rtol=1e-5)
 
 
