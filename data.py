@@ -330,7 +330,12 @@ def _find_columns(header: list[str], where: str) -> dict[str, int]:
     for kind, names in COLUMNS.items():
         if kind not in positions and kind != "timestamp":
             listed = ", ".join(map(_short, header[:8])) + ", ..." * (len(header) > 8)
-            raise _wrong(f"{where}: no {kind} column among {listed}", " or ".join(names))
+            right = " or ".join(names)
+            if all(map(DECIMAL.fullmatch, header)):
+                right = f"a header above the rows, with {right},"
+            elif len(header) == 1 and (other := re.search("[;|:]", header[0])):
+                right = f"commas or tabs, not {other[0]!r}, between the columns"
+            raise _wrong(f"{where}: no {kind} column among {listed}", right)
     return {kind: positions[kind] for kind in COLUMNS if kind in positions}
 
 

@@ -285,6 +285,8 @@ def test_load_takes_a_single_rating(tmp_path):
         (HEADER.encode() + b"1,2,3,4\n\xff,2,3,4\n", "line 3: bytes that are no text; UTF-8"),
         (HEADER.encode("utf-16"), "line 1: bytes that are no text"),
         ("userId,rating\n1,2\n", "line 1: no item column among 'userId', 'rating'; movieid or"),
+        ("1,2,3\n1,3,4\n", "'1', '2', '3'; a header above the rows, with userid or"),
+        ("userId;movieId;rating\n", "'; commas or tabs, not ';', between the columns would be"),
         ("userId,user,movieId,rating\n", "line 1: columns 'userId' and 'user' mean the same"),
         ("\n\nuserId,rating\n1,2\n", "line 3: no item column"),
         ("user,item,rating,a,A\n", "line 1: columns 'a' and 'A' mean the same"),
