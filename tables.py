@@ -26,7 +26,7 @@ from scipy import stats
 WIDTH = 32  # K of 32 dimensions are shared
 NAMES = {WIDTH: "shared", 16: "k16", 0: "separate"}
 SETTINGS = [(WIDTH, 0.99), (WIDTH, 0.5), (0, 0.99), (0, 0.5)]  # (K, λ_F); λ_R is 1 − λ_F
-RATIOS = [99 ** (k / 4) for k in range(-4, 5)]
+RATIOS = [99 ** (k / 4) for k in range(-4, 5)]  # λ_F : λ_R from 1:99 to 99:1, log-spaced
 LAMBDAS = [0.0, *(round(ratio / (1 + ratio), 6) for ratio in RATIOS), 1.0]
 DIAL = ("selected", "sharing", "weights")  # one protocol, disjoint arms
 QUESTIONS = {"q1": ((WIDTH, 0.5), (0, 0.5)), "q2": ((WIDTH, 0.99), (WIDTH, 0.5))}

@@ -37,9 +37,9 @@ from arguments import Parser, number, resolve, seed_list
 from data import Split, load, random_split, temporal_split
 from evaluation import FullRanking, mean_squared_error, ranking_metrics, reciprocal_ranks_by_user
 from run_folder import load_run, write_whole
+from tables import QUESTIONS, RATIOS
 
 BOTH = ((0.99, 0.01), (0.5, 0.5))  # the report's task weights λ_F, λ_R
-RATIOS = [99 ** (k / 4) for k in range(-4, 5)]  # λ_F : λ_R from 1:99 to 99:1, log-spaced
 DIAL = (
     [(0.0, 1.0)] + [(round(x / (1 + x), 6), round(1 / (1 + x), 6)) for x in RATIOS] + [(1.0, 0.0)]
 )
@@ -217,10 +217,7 @@ def baseline_lines(seeds: list[int]) -> list[dict]:
 
 # ---- user by user ---------------------------------------------------------------------------
 
-QUESTIONS = {  # two arms each, (K, λ_F), compared as first − second
-    "1: shared - separate, at 0.5/0.5": ((32, 0.5), (0, 0.5)),
-    "2: 0.99/0.01 - 0.5/0.5, shared": ((32, 0.99), (32, 0.5)),
-}
+TOLD = {"q1": "1: shared - separate, at 0.5/0.5", "q2": "2: 0.99/0.01 - 0.5/0.5, shared"}
 
 
 def per_user_lines(path: Path, seeds: list[int]) -> list[dict]:
@@ -234,7 +231,7 @@ def per_user_lines(path: Path, seeds: list[int]) -> list[dict]:
             arm = line["protocol"], line["shared_dims"], line["lambda_f"], line["seed"]
             ranks[arm] = np.array(line["reciprocal_ranks"], dtype=float)
     lines = []
-    for question, arms in QUESTIONS.items():
+    for name, arms in QUESTIONS.items():
         for protocol, seed in itertools.product(PER_USER, seeds):
             pair = [ranks.get((protocol, *arm, seed)) for arm in arms]
             if pair[0] is None or pair[1] is None:
@@ -245,7 +242,7 @@ def per_user_lines(path: Path, seeds: list[int]) -> list[dict]:
                 {
                     "experiment": "per_user",
                     "stack": "per_user",
-                    "method": f"{question}, {protocol}",
+                    "method": f"{TOLD[name]}, {protocol}",
                     "protocol": protocol,
                     "seed": seed,
                     "users": len(difference),
