@@ -23,20 +23,27 @@ class Parser(argparse.ArgumentParser):
         layout = argparse.RawDescriptionHelpFormatter
         super().__init__(formatter_class=layout, allow_abbrev=False, **named)
 
-    def convert_arg_line_to_args(self, line: str) -> list[str]:
-        try:
-            return shlex.split(line, comments=True)
-        except ValueError as error:
-            self.error(f"argument file: {line!r}: {error}")
+    def _read_args_from_files(self, words: list[str], within: tuple[str, ...] = ()) -> list[str]:
+        """Each @FILE replaced by the words it holds; argparse's own names no file in its errors."""
+        found = []
+        for word in words:
+            if not word.startswith("@"):
+                found.append(word)
+                continue
+            name = word[1:]
+            if name in within:
+                self.error(f"argument file {name} includes itself")
+            try:
+                lines = Path(name).read_text(encoding="utf-8").splitlines()
+                held = [word for line in lines for word in shlex.split(line, comments=True)]
+            except UnicodeDecodeError:
+                self.error(f"argument file {name}: not UTF-8 text")
+            except (OSError, ValueError) as error:
+                self.error(f"argument file {name}: {getattr(error, 'strerror', None) or error}")
+            found += self._read_args_from_files(held, (*within, name))
+        return found
 
     def parse_args(self, argv: list[str] | None = None) -> argparse.Namespace:
-        for word in argv or () if self.fromfile_prefix_chars else ():
-            if word.startswith("@"):
-                try:
-                    Path(word[1:]).read_text(encoding="utf-8")
-                except (OSError, ValueError) as error:
-                    told = getattr(error, "strerror", None) or "not UTF-8 text"
-                    self.error(f"argument file {word[1:]}: {told}")
         args, unknown = self.parse_known_args(argv)
         for word in unknown:
             close = difflib.get_close_matches(word.split("=")[0], self._option_string_actions)

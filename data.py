@@ -333,7 +333,7 @@ def _find_columns(header: list[str], where: str) -> dict[str, int]:
             right = " or ".join(names)
             if all(map(DECIMAL.fullmatch, header)):
                 right = f"a header above the rows, with {right},"
-            elif len(header) == 1 and (other := re.search("[;|:]", header[0])):
+            elif len(header) == 1 and (other := re.search("[;| ]|::", header[0])):
                 right = f"commas or tabs, not {other[0]!r}, between the columns"
             raise _wrong(f"{where}: no {kind} column among {listed}", right)
     return {kind: positions[kind] for kind in COLUMNS if kind in positions}

@@ -20,6 +20,7 @@ from tables import METRICS, paired_difference, show
 TARGETS = {"mrr": 0.152, "mse": 0.765}
 BETTER = {"mrr": 1, "mse": -1}  # the sign of a difference that is an improvement
 OURS = ("best", "ensemble")
+MEMBERS = 4  # of the ensemble, recipes/ensemble.txt
 SPECIALISTS = {"ease": "mrr", "fm-implicit": "mse"}  # the best at each task
 ARMS = (  # of experiments/recipe.py, in its order
     "best; separate, each task as wide; separate, as many parameters; "
@@ -38,7 +39,7 @@ REFERENCES = {  # arms that are another arm with one thing changed, not the reci
 }
 LABELS = {
     "best": "one joint model",
-    "ensemble": "ensemble of 4",
+    "ensemble": f"ensemble of {MEMBERS}",
     "ease": "EASE",
     "als": "implicit ALS",
     "warp": "LightFM WARP",
@@ -175,6 +176,7 @@ def results_text(results: Path) -> dict[str, str]:
         "joint_rating": methods(runs, "mse"),
         "joint_verdict": verdict(runs),
         "joint_ablation": ablation(runs),
+        "joint_references": against_the_recipe(runs),
         "joint_sharing": sharing(runs),
         "joint_cost": cost([line for line in recipe if "seconds" in line], runs),
         "joint_search": search(*searches),
@@ -242,6 +244,15 @@ def ablation(runs: Runs) -> str:
     return table("arm | MRR | MRR, difference | MSE | MSE, difference | million parameters", rows)
 
 
+def against_the_recipe(runs: Runs) -> str:
+    """The arms that the ablation compares with another, against the recipe as well."""
+    told = []
+    for arm in REFERENCES if runs.ours else ():
+        pairs = [(runs.of(arm)[metric], runs.of("best")[metric]) for metric in METRICS]
+        told.append(f"{arm} {' and '.join(difference(*pair) for pair in pairs)}")
+    return f"Against the recipe itself, in MRR and MSE: {'; '.join(told)}." if told else waiting()
+
+
 def sharing(runs: Runs) -> str:
     """Does sharing help? The recipe minus its separate arms, and minus each task alone."""
     best, lines = runs.of("best"), []
@@ -257,6 +268,12 @@ def sharing(runs: Runs) -> str:
             word = word if len(other) else "not computed yet"
             parts.append(f"{metric.upper()} {difference(best[metric], other)} ({word})")
         lines.append(f"- The joint model minus {told}: {', '.join(parts)}.")
+    parts = []
+    for metric in METRICS:
+        pair = [runs.of(arm, "temporal")[metric] for arm in ("best", ARMS[1])]
+        word = judged(*pair, metric, ("helps", "hurts", "no difference seen"))
+        parts.append(f"{metric.upper()} {difference(*pair)} ({word if len(pair[1]) else '—'})")
+    lines.append(f"- The same on the temporal split, minus “{ARMS[1]}”: {', '.join(parts)}.")
     return "\n".join(lines)
 
 
@@ -270,7 +287,8 @@ def cost(lines: list[dict], runs: Runs) -> str:
     size = show(runs.of("best").parameters.mean() / 1e6, 2)
     return (
         f"One fit of the joint model takes {show(joint, 1)} s, {told}: the joint model costs "
-        f"{show(joint / others, 2)} of the two together. It has {size} million parameters."
+        f"{show(joint / others, 2)} of the two together. It has {size} million parameters. "
+        f"The ensemble is {MEMBERS} such fits: {show(MEMBERS * joint / others, 2)}."
     )
 
 

@@ -94,7 +94,10 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     want = {"runs": len(args.seeds), "epochs": args.epochs}
     expected = {f"faults {name}": want for name in VARIANTS}
-    results = Results(args.out, expected)
+    try:
+        results = Results(args.out, expected)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
     for name in VARIANTS:
         if f"faults {name}" not in results.done:
             lines = run_variant(name, args.seeds, args.epochs)

@@ -150,7 +150,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     try:
         results = Results(options.out, {"cost": {"runs": 1}} | {s["stack"]: s for s in stacks})
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         parser.error(str(error))
     if options.cost:
         if reason := next(filter(None, map(baselines.missing, SPECIALISTS)), None):

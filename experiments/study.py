@@ -296,6 +296,7 @@ class Results:
                 self.done.add(name)
         kept = "".join(line for line in whole if json.loads(line)["stack"] in self.done)
         path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("ab").close()  # a place that can't be written to is told now, not in hours
         if kept != text:  # the stack that was being written is done again
             write_whole(path, kept.encode())
 
@@ -373,7 +374,7 @@ def main(argv: list[str] | None = None) -> int:
     expected["baselines"] = {"runs": 3 * (2 * len(seeds) + 1)}
     try:
         results = Results(args.out, expected)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         parser.error(str(error))
     runs = args.runs or Path("runs") / args.out.stem
     if (chosen is None or "baselines" in chosen) and "baselines" not in results.done:

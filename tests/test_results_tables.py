@@ -183,12 +183,25 @@ def test_an_arms_row_is_its_paired_difference_to_the_recipe_in_the_plans_order(t
         assert [cells[1], cells[3]] == mrr + mse, arm
 
 
-def test_arms_that_cannot_leave_out_are_compared_with_one_that_does_not():
+@pytest.mark.parametrize(
+    "arm, changed",
+    [
+        ("MLP for the dot product", {"rating_head"}),
+        ("MLP beside the dot product", {"rating_head"}),
+        ("batches of 4,096 interactions", {"batch_by", "batch_size"}),
+        ("BPR loss", {"loss"}),
+    ],
+)
+def test_an_arm_that_is_not_the_recipe_changed_differs_from_its_reference_alone(arm, changed):
     settings = {each["arm"]: resolve(each["arguments"]) for each in recipe.plan()}
-    for arm in results_tables.ARMS[1:]:
-        other = results_tables.REFERENCES.get(arm, "best")
-        if arm not in ("nothing left out", "history dropout for leaving out"):
-            assert settings[arm]["leave_one_out"] == settings[other]["leave_one_out"], arm
+    mine, other = settings[arm], settings[results_tables.REFERENCES[arm]]
+    assert {name for name in mine if mine[name] != other[name]} - {"out"} == changed
+
+
+def test_the_referenced_arms_are_told_against_the_recipe_too(text):
+    for arm in results_tables.REFERENCES:
+        pair = " and ".join(paired(arm, "best", metric) for metric in ("mrr", "mse"))
+        assert f"{arm} {pair}" in text["joint_references"]
 
 
 def test_single_tasks_show_nothing_of_the_other(text):
@@ -197,7 +210,7 @@ def test_single_tasks_show_nothing_of_the_other(text):
 
 
 def test_sharing_is_judged_by_the_recipe_minus_its_separate_arms_and_each_task_alone(text):
-    lines = text["joint_sharing"].splitlines()
+    *lines, temporal = text["joint_sharing"].splitlines()
     pairs = [(arm, arm) for arm in ("separate, each task as wide", "separate, as many parameters")]
     for line, arms in zip(lines, [*pairs, ("ranking alone", "rating alone")], strict=True):
         for metric, arm in zip(("mrr", "mse"), arms, strict=True):
@@ -208,6 +221,7 @@ def test_sharing_is_judged_by_the_recipe_minus_its_separate_arms_and_each_task_a
             better, worse = (low > 0, high < 0) if metric == "mrr" else (high < 0, low > 0)
             word = "helps" if better else "hurts" if worse else "no difference seen"
             assert f"{metric.upper()} {shown} ({word})" in line
+    assert "temporal split, minus “separate, each task as wide”: MRR " in temporal
 
 
 def test_cost_and_search_add_up(text):

@@ -463,9 +463,21 @@ def test_arguments_come_from_a_file_with_comments(command):
 def test_an_argument_file_that_cannot_be_read_is_named(command):
     Path("quote.txt").write_text('--data "unclosed\n')
     Path("bytes.txt").write_bytes(b"--data \xff\n")
-    for file, why in (("quote", "closing quotation"), ("bytes", "not UTF-8"), ("no", "No such")):
+    Path("itself.txt").write_text("--epochs 1\n@itself.txt\n")
+    Path("nested.txt").write_text("@bytes.txt\n")
+    whys = dict(quote="closing quotation", bytes="not UTF-8", no="No such", itself="itself")
+    for file, why in {**whys, "nested": "file bytes.txt: not UTF-8"}.items():
         code, _, err = command(f"@{file}.txt", small=False)
         assert code == 2 and len(err.splitlines()) == 1 and why in err and "argument file" in err
+
+
+def test_an_argument_file_is_read_once_so_a_pipe_serves(command):
+    read, write = os.pipe()
+    os.write(write, b"--epochs 2 --embedding-dim 7\n")
+    os.close(write)
+    command(f"@/dev/fd/{read}", "--out", "run")
+    os.close(read)
+    assert json.loads(Path("run/config.json").read_text())["embedding_dim"] == 7
 
 
 def test_load_run_names_what_is_missing(command, tmp_path):
