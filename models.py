@@ -291,7 +291,7 @@ class MultiTaskNet(nn.Module):
 
     def rating(self, user_ids: Tensor, item_ids: Tensor, u: Tensor, q: Tensor) -> Tensor:
         """r̂_ij of pairs: (R, B) ids, and u_i, q_j in the rating windows (R, B, D_R) -> (R, B)."""
-        predicted = 0.0  # the default training step has a copy of this of its own, in gradients.py
+        predicted = 0.0  # gradients.py has a copy of its own, for the default training step
         if self.rating_head != "dot":
             features = torch.cat([u, q, u * q], -1)  # (R, B, 3·D_R)
             hidden = torch.baddbmm(self.hidden_bias, features, self.hidden_weight).relu()
