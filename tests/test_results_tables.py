@@ -198,6 +198,11 @@ def test_an_arm_that_is_not_the_recipe_changed_differs_from_its_reference_alone(
     assert {name for name in mine if mine[name] != other[name]} - {"out"} == changed
 
 
+def test_the_ensemble_has_as_many_members_as_its_label_and_cost_say():
+    (ensemble,) = (each for each in recipe.plan() if each["arm"] == "ensemble")
+    assert resolve(ensemble["arguments"])["ensemble"] == results_tables.MEMBERS
+
+
 def test_the_referenced_arms_are_told_against_the_recipe_too(text):
     for arm in results_tables.REFERENCES:
         pair = " and ".join(paired(arm, "best", metric) for metric in ("mrr", "mse"))
