@@ -1,19 +1,73 @@
-"""The command line of train.py: every flag, its help, its checks.
+"""The command line of train.py: options from dataclasses, argument files, one-line errors, names.
 
-Values come out as one dictionary of plain numbers and strings, every default settled: it is what
-config.json holds, and what a resumed command goes on with.
+An option is declared once, as a field of Structure (models.py), Options (multitask.py) or Command
+(below): its type, default, help, and range or choices. The flag, its checks, the entry of
+config.json and the constructor's argument all come from there.
 """
 
 import argparse
+import dataclasses
 import difflib
 import hashlib
 import math
 import shlex
 import sys
+import types
+import typing
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Annotated
 
-from models import RATING_HEADS
-from multitask import LOSSES
+from data import DATASETS
+from models import Structure
+from multitask import Options
+
+SEEDS = (0, 2**32 - 1)
+
+
+@dataclasses.dataclass
+class Command:
+    """What a command of train.py does beside building and training its stack."""
+
+    data: Annotated[str, f"{', '.join(DATASETS)}, or the path of a ratings file"] = "ml-100k"
+    split: Annotated[str, "how the last 5%% for the test are set apart", ("random", "temporal")] = (
+        "random"
+    )
+    split_seed: Annotated[int | None, "seed of the random split, the run's if not given", SEEDS] = (
+        None
+    )
+    validation: Annotated[
+        float, "share of all interactions taken from training for validation", (0.0, 0.94)
+    ] = 0.0
+    lambda_f: Annotated[
+        tuple[float, ...],
+        "weight of the factorization loss; several, paired with λ_R, make a stack",
+        (0.0, math.inf),
+    ] = (0.99,)
+    lambda_r: Annotated[
+        tuple[float, ...],
+        "weight of the regression loss, in 1 / squared rating units",
+        (0.0, math.inf),
+    ] = (0.01,)
+    ensemble: Annotated[
+        int, "members of a run, on one split, that predict their mean", (1, 2**31 - 1)
+    ] = 1
+    select: Annotated[
+        bool, "return the epoch with the highest validation log(MRR) − log(MSE), not the last"
+    ] = False
+    clip_ratings: Annotated[bool, "clip predicted ratings to the training ratings' range"] = False
+    eval_every: Annotated[int, "epochs from one evaluation to the next", (1, 2**31 - 1)] = 1
+    eval_chunk: Annotated[
+        int, "rows of scores, one a run and user, held at a time", (1, 2**31 - 1)
+    ] = 1024
+    device: Annotated[str, "cpu, cuda or cuda:N"] = "cpu"
+    threads: Annotated[int, "CPU threads; with 1 a busy second core costs little", (1, 1024)] = 1
+    deterministic: Annotated[bool, "torch's deterministic algorithms; the CPU needs none"] = False
+    checkpoint_every: Annotated[int, "epochs from one checkpoint to the next", (1, 2**31 - 1)] = 50
+    overwrite: Annotated[bool, "replace the run that FOLDER holds"] = False
+
+
+# ---- flags ---------------------------------------------------------------------------------
 
 
 class Parser(argparse.ArgumentParser):
@@ -57,20 +111,17 @@ class Parser(argparse.ArgumentParser):
         sys.exit(2)
 
 
-def number(kind: type, low: float, high: float = math.inf, open_ends: bool = False):
-    """An argparse type: a finite int or float from low to high, the ends left out on request."""
+def number(kind: type, low: float, high: float = math.inf):
+    """An argparse type: a finite int or float from low to high."""
 
     def parse(text: str) -> int | float:
         try:
             value = kind(text)
         except ValueError:
             value = math.nan
-        inside = low < value < high if open_ends else low <= value <= high
-        if not (inside and math.isfinite(value)):
+        if not (low <= value <= high and math.isfinite(value)):
             noun = "an integer" if kind is int else "a number"
-            limits = f"above {low}" if open_ends else f"at least {low}"
-            if high < math.inf:
-                limits += f" and {'below' if open_ends else 'at most'} {high}"
+            limits = f"at least {low:g}" + (f" and at most {high:g}" if high < math.inf else "")
             raise argparse.ArgumentTypeError(f"{text!r} must be {noun} {limits}")
         return value
 
@@ -95,272 +146,79 @@ def seed_list(text: str) -> list[int]:
     return seeds
 
 
-def build_parser(description: str = "") -> argparse.ArgumentParser:
+def add_options(parser: Parser, options: type, title: str) -> argparse._ArgumentGroup:
+    """A flag for each field of a dataclass: Annotated[type, help, range or choices] = default.
+
+    ``bool`` is a switch, a tuple takes one or more values, ``| None`` means not given.
+    """
+    group = parser.add_argument_group(title)
+    hints = typing.get_type_hints(options, include_extras=True)
+    for field in dataclasses.fields(options):
+        kind, told, *limits = hints[field.name].__origin__, *hints[field.name].__metadata__
+        flag, default = f"--{field.name.replace('_', '-')}", field.default
+        if kind is bool:
+            group.add_argument(flag, action="store_true", help=told)
+            continue
+        several = typing.get_origin(kind) is tuple
+        if several or typing.get_origin(kind) is types.UnionType:
+            kind = typing.get_args(kind)[0]
+        shown = " ".join(map(plain, default)) if several else default
+        named = {} if default is None else {"help": f"{told} ({shown})"}
+        named = {"help": told, "default": default, "metavar": METAVARS.get(field.name)} | named
+        if several:
+            named |= {"nargs": "+", "default": list(default)}
+        if kind is str and limits:
+            named |= {"choices": list(limits[0]), "metavar": None}
+        elif kind is not str:
+            named["type"] = number(kind, *limits[0])
+        group.add_argument(flag, **named)
+    return group
+
+
+METAVARS = dict(data="NAME|PATH", embedding_dim="D", shared_dims="K", ranking_dim="D_F")
+METAVARS |= dict(rating_dim="D_R", hidden="H", lambda_f="λ_F", lambda_r="λ_R", batch_size="B")
+METAVARS |= dict(ensemble="M", threads="N", eval_every="N", checkpoint_every="N")
+
+
+def build_parser(description: str = "") -> Parser:
     parser = Parser(
         prog="train.py",
         description=description,
         fromfile_prefix_chars="@",
         epilog="@FILE reads arguments from a file, like @recipes/reference.txt.",
     )
-    size, positive = number(int, 1, 2**31 - 1), number(float, 0, open_ends=True)
-    width = number(int, 1, 2**14)
-    add = parser.add_argument_group("data").add_argument
-    add("--data", default="ml-100k", metavar="NAME|PATH", help="ml-100k, or a CSV or TSV file")
-    add(
-        "--split",
-        choices=["random", "temporal"],
-        default="random",
-        help="how the last 5%% for the test are set apart",
-    )
-    add(
-        "--split-seed",
-        type=number(int, 0, 2**32 - 1),
-        metavar="S",
-        help="seed of the random split (default: the run's seed)",
-    )
-    add(
-        "--validation",
-        type=number(float, 0, 0.94),
-        default=0.0,
-        metavar="SHARE",
-        help="share of all interactions taken from training for validation (default: none)",
-    )
-    add(
-        "--exclude-positives",
-        action="store_true",
-        help="never draw one of the user's own training items as a negative",
-    )
-
-    group = parser.add_argument_group("model")
-    add = group.add_argument
-    dial = group.add_mutually_exclusive_group()
+    model = add_options(parser, Structure, "model")
+    dial = model.add_mutually_exclusive_group()
     dial.add_argument(
         "--shared", action="store_true", help="both tasks use the same embeddings (default)"
     )
     dial.add_argument("--separate", action="store_true", help="each task has embeddings of its own")
-    dial.add_argument(
-        "--shared-dims",
-        type=number(int, 0),
-        metavar="K",
-        help="K dimensions common to both tasks, the others each task's own",
+    add_options(parser, Options, "training")
+    group = add_options(parser, Command, "data, tasks, evaluation, machine")
+    seeds = "seed, or several as in 0-9: one run each, trained as a stack (0)"
+    group.add_argument(
+        "--seed", "--seeds", type=seed_list, default=[0], dest="seeds", metavar="SEEDS", help=seeds
     )
-    add(
-        "--embedding-dim",
-        type=width,
-        default=32,
-        metavar="D",
-        help="dimensions that a task sees (32); tables begin with standard deviation 1/D",
+    group.add_argument(
+        "--out", metavar="FOLDER", help="run folder (runs/ and a name that tells the settings)"
     )
-    add("--ranking-dim", type=width, metavar="D_F", help="dimensions that ranking sees (D)")
-    add("--rating-dim", type=width, metavar="D_R", help="dimensions that rating sees (D)")
-    add("--hidden", type=width, default=64, metavar="H", help="hidden units of the MLP (64)")
-    add(
-        "--rating-head",
-        choices=RATING_HEADS,
-        default="mlp",
-        help="predict a rating by the MLP, a dot product of u and q, or their sum (mlp)",
-    )
-    add(
-        "--rating-biases",
-        action="store_true",
-        help="the mean rating, user and item biases in the rating head too",
-    )
-    add(
-        "--user-history",
-        action="store_true",
-        help="a user's vector also sums a vector of each training item",
-    )
-    add(
-        "--item-history",
-        action="store_true",
-        help="an item's vector also sums a vector of each training user",
-    )
-
-    add = parser.add_argument_group("tasks").add_argument
-    weight = number(float, 0)
-    add(
-        "--lambda-f",
-        type=weight,
-        nargs="+",
-        default=[0.99],
-        metavar="λ_F",
-        help="weight of the factorization loss (0.99); several, paired with λ_R, make a stack",
-    )
-    add(
-        "--lambda-r",
-        type=weight,
-        nargs="+",
-        default=[0.01],
-        metavar="λ_R",
-        help="weight of the regression loss, in 1 / squared rating units (0.01)",
-    )
-    add(
-        "--loss",
-        choices=LOSSES,
-        default="sigmoid",
-        help="factorization loss: 1 − σ(p⁺ − p⁻), −log σ(p⁺ − p⁻), or softmax over the catalogue",
-    )
-
-    add = parser.add_argument_group("training").add_argument
-    add("--epochs", type=size, default=200, help="passes over the training interactions (200)")
-    add(
-        "--batch-by",
-        choices=["interaction", "user"],
-        default="interaction",
-        help="what a batch is of: interactions, or users with all theirs, for --loss softmax",
-    )
-    add(
-        "--batch-size",
-        type=size,
-        default=256,
-        metavar="B",
-        help="interactions, or users, a step (256)",
-    )
-    add("--optimizer", choices=["adam", "sgd"], default="adam", help="adam or sgd")
-    add("--lr", type=positive, default=1e-3, help="learning rate (0.001)")
-    add(
-        "--schedule",
-        choices=["constant", "cosine"],
-        default="constant",
-        help="of the learning rate, over the epochs: as it is, or down to 0 as a cosine",
-    )
-    add(
-        "--weight-decay",
-        type=number(float, 0),
-        nargs="+",
-        default=[0.0],
-        metavar="W",
-        help="weight decay of all parameters, decoupled in adam (0); or three: of the tables' "
-        "columns that are ranking's own, common, and rating's own",
-    )
-    rate = number(float, 0, 0.99)
-    add(
-        "--history-dropout",
-        type=rate,
-        default=0.0,
-        metavar="P",
-        help="share of a history left out in training (0)",
-    )
-    add(
-        "--ranking-dropout",
-        type=rate,
-        default=0.0,
-        metavar="P",
-        help="dropout of the user's vector that ranking sees (0)",
-    )
-    add(
-        "--rating-dropout",
-        type=rate,
-        default=0.0,
-        metavar="P",
-        help="dropout of the user's and the item's vector that rating sees (0)",
-    )
-    add(
-        "--leave-one-out",
-        action="store_true",
-        help="in training, predict an interaction as if it weren't in the histories",
-    )
-    add(
-        "--average",
-        type=number(float, 0, 0.999999),
-        default=0.0,
-        metavar="DECAY",
-        help="return the steps' exponential average of the parameters, with this decay (0: off)",
-    )
-    add(
-        "--seed",
-        "--seeds",
-        type=seed_list,
-        default=[0],
-        metavar="SEEDS",
-        help="seed, or several as in 0-9: one run each, trained as a stack (0)",
-    )
-    add(
-        "--ensemble",
-        type=size,
-        default=1,
-        metavar="M",
-        help="members of a run, on one split, that predict their mean (1)",
-    )
-
-    add = parser.add_argument_group("evaluation").add_argument
-    add(
-        "--select",
-        action="store_true",
-        help="return the epoch with the highest validation log(MRR) − log(MSE), not the last",
-    )
-    add(
-        "--clip-ratings",
-        action="store_true",
-        help="clip predicted ratings to the training ratings' range",
-    )
-    add(
-        "--eval-every",
-        type=size,
-        default=1,
-        metavar="N",
-        help="epochs from one evaluation to the next (1)",
-    )
-    add(
-        "--eval-chunk",
-        type=size,
-        default=1024,
-        metavar="ROWS",
-        help="rows of scores, one a run and user, held at a time (1024)",
-    )
-    add(
-        "--log-gradients",
-        action="store_true",
-        help="log cosine and norm ratio of the tasks' gradients, once an epoch",
-    )
-
-    add = parser.add_argument_group("machine").add_argument
-    add("--device", default="cpu", help="cpu, cuda or cuda:N (cpu)")
-    add(
-        "--threads",
-        type=number(int, 1, 1024),
-        default=1,
-        metavar="N",
-        help="CPU threads (1: a busy second core costs little then)",
-    )
-    add(
-        "--compile",
-        action="store_true",
-        help="compile the losses: faster for large batches (needs a C++ compiler, or CUDA)",
-    )
-    add(
-        "--deterministic",
-        action="store_true",
-        help="torch's deterministic algorithms (the CPU needs no such thing)",
-    )
-
-    add = parser.add_argument_group("output").add_argument
-    add(
-        "--out",
-        type=Path,
-        metavar="FOLDER",
-        help="run folder (default: runs/ and a name that tells the settings)",
-    )
-    add("--overwrite", action="store_true", help="replace the run that FOLDER holds")
-    add(
-        "--checkpoint-every",
-        type=size,
-        default=50,
-        metavar="N",
-        help="epochs from one checkpoint to the next (50)",
-    )
-    add(
+    group.add_argument(
         "--resume",
-        type=Path,
         metavar="FOLDER",
         help="go on with the command that wrote FOLDER; takes no other argument",
     )
     return parser
 
 
+def pick(options: type, values: dict) -> dict:
+    """The entries of a dictionary that are fields of a dataclass."""
+    return {f.name: values[f.name] for f in dataclasses.fields(options) if f.name in values}
+
+
 def resolve(argv: list[str], description: str = "") -> dict:
     """The command line as a dictionary of plain values, every default settled.
 
+    It is what config.json holds, and what a resumed command goes on with.
     Raises ValueError for values that contradict each other.
     """
     parser = build_parser(description)
@@ -369,72 +227,42 @@ def resolve(argv: list[str], description: str = "") -> dict:
         others = {name: parser.get_default(name) for name in args if name != "resume"}
         if others.items() != {name: args[name] for name in others}.items():
             raise ValueError("--resume takes no other argument: a run goes on as it began")
-        return {"resume": str(args["resume"])}
+        return {"resume": args["resume"]}
     del args["resume"]
-    args["seeds"] = args.pop("seed")
-    args["ranking_dim"] = args["ranking_dim"] or args["embedding_dim"]
-    args["rating_dim"] = args["rating_dim"] or args["embedding_dim"]
-    narrower = min(args["ranking_dim"], args["rating_dim"])
     shared, separate = args.pop("shared"), args.pop("separate")
-    if args["shared_dims"] is None:
-        args["shared_dims"] = 0 if separate else narrower
-    if args["shared_dims"] > narrower:
-        raise ValueError(
-            f"--shared-dims {args['shared_dims']} is more than the narrower task's {narrower} "
-            "dimensions: it must be from 0 to that"
-        )
-    if shared and args["ranking_dim"] != args["rating_dim"]:
+    if (shared or separate) and args["shared_dims"] is not None:
+        raise ValueError("--shared-dims goes without --shared and --separate: give one of them")
+    if separate:
+        args["shared_dims"] = 0
+    structure = Structure(**pick(Structure, args))
+    args |= dataclasses.asdict(structure)
+    if shared and not structure.all_shared:
         raise ValueError(
             f"--shared needs equal widths, not --ranking-dim {args['ranking_dim']} and "
-            f"--rating-dim {args['rating_dim']}: give --shared-dims {narrower}"
+            f"--rating-dim {args['rating_dim']}: give --shared-dims {args['shared_dims']}"
         )
-    weights = args["lambda_f"], args["lambda_r"]
-    if len(weights[0]) != len(weights[1]):
+    Options(**pick(Options, args)).check(structure)
+    pairs = list(zip(args["lambda_f"], args["lambda_r"], strict=False))
+    if len(args["lambda_f"]) != len(args["lambda_r"]):
         raise ValueError(
-            f"--lambda-f has {len(weights[0])} values and --lambda-r {len(weights[1])}: "
-            "they are paired, so it must be as many"
+            f"--lambda-f has {len(args['lambda_f'])} values and --lambda-r "
+            f"{len(args['lambda_r'])}: they are paired, so it must be as many"
         )
-    pairs = list(zip(*weights, strict=True))
-    for pair in pairs:
-        if pair == (0, 0):
-            raise ValueError("--lambda-f 0 with --lambda-r 0 leaves no loss: one must be above 0")
+    if (0, 0) in pairs:
+        raise ValueError("--lambda-f 0 with --lambda-r 0 leaves no loss: one must be above 0")
     if len(set(pairs)) < len(pairs):
         raise ValueError("--lambda-f and --lambda-r name a pair of weights twice: give it once")
-    decay = args["weight_decay"]
-    if len(decay) not in (1, 3):
-        raise ValueError(f"--weight-decay takes 1 or 3 values, not {len(decay)}")
-    args["weight_decay"] = decay[0] if len(decay) == 1 else decay
-    by_user = args["batch_by"] == "user"
-    if by_user and args["loss"] != "softmax":
-        raise ValueError(
-            f"--batch-by user needs --loss softmax: --loss {args['loss']} samples by interaction"
-        )
-    histories = args["user_history"] or args["item_history"]
-    if args["history_dropout"] and not histories:
-        raise ValueError(
-            "--history-dropout has no effect without a history: add --user-history or "
-            "--item-history"
-        )
-    if args["leave_one_out"] and (
-        not (by_user and histories and args["rating_head"] == "dot") or args["history_dropout"]
-    ):
-        raise ValueError(
-            "--leave-one-out needs a history, --batch-by user and --rating-head dot, "
-            "and goes without --history-dropout"
-        )
-    dropouts = args["ranking_dropout"] or args["rating_dropout"]
-    if args["compile"] and (by_user or histories or dropouts):
-        raise ValueError("--compile is for batches by interaction, without history or dropout")
     if args["select"] and not args["validation"]:
         raise ValueError("--select needs a validation part: add --validation 0.05")
     if args["split"] == "temporal" and args["split_seed"] is not None:
         raise ValueError("--split-seed has no effect on --split temporal: drop one of them")
-    if args["exclude_positives"] and args["loss"] == "softmax":
-        raise ValueError("--exclude-positives has no effect on --loss softmax: drop one of them")
-    if args["data"] != "ml-100k" and Path(args["data"]).exists():
+    if args["data"] not in DATASETS and Path(args["data"]).exists():
         args["data"] = str(Path(args["data"]).resolve())
-    args["out"] = str(args["out"] or Path("runs") / default_name(args))
+    args["out"] = args["out"] or str(Path("runs") / default_name(args))
     return args
+
+
+# ---- names ---------------------------------------------------------------------------------
 
 
 def plain(value: float) -> str:
@@ -443,28 +271,30 @@ def plain(value: float) -> str:
     return short if float(short) == value else repr(value)
 
 
+def short_name(parts: Iterable[str], longest: int = 60) -> str:
+    """The parts joined to a folder name; what is cut off a long one is told apart by a digest."""
+    name = "_".join(parts).replace("/", "-")
+    if len(name) > longest:
+        name = f"{name[: longest - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return name
+
+
 def default_name(args: dict) -> str:
     """A folder name that tells what isn't a default, and always sharing, weights and seeds."""
     dims, widths = args["shared_dims"], (args["ranking_dim"], args["rating_dim"])
     sharing = "separate" if dims == 0 else "shared" if (dims, dims) == widths else f"shared{dims}"
     pairs = zip(args["lambda_f"], args["lambda_r"], strict=True)
-    weights = "-".join(f"f{plain(f)}-r{plain(r)}" for f, r in pairs)
     seeds = args["seeds"]
     run = len(seeds) > 1 and seeds == list(range(seeds[0], seeds[-1] + 1))
-    seeds = f"{seeds[0]}-{seeds[-1]}" if run else ",".join(map(str, seeds))
-    name = [sharing, weights, f"seed{seeds}"]
+    parts = [] if args["data"] == "ml-100k" else [Path(args["data"]).stem]
+    parts += [sharing, "-".join(f"f{plain(f)}-r{plain(r)}" for f, r in pairs)]
+    parts.append(f"seed{seeds[0]}-{seeds[-1]}" if run else f"seed{','.join(map(str, seeds))}")
     parser = build_parser()
     told = ("data", "shared_dims", "lambda_f", "lambda_r", "seeds", "out", "overwrite")
     for key, value in args.items():
         default = parser.get_default(key)
         default = args["embedding_dim"] if key in ("ranking_dim", "rating_dim") else default
-        default = default[0] if key == "weight_decay" else default
         if key not in told and value != default:
             text = "-".join(map(plain, value)) if isinstance(value, list) else f"{value}"
-            name.append(key.replace("_", "-") + ("" if value is True else text))
-    if args["data"] != "ml-100k":
-        name.insert(0, Path(args["data"]).stem)
-    name = "_".join(name).replace("/", "-").encode()
-    if len(name) > 200:  # file systems take 255 bytes; what is cut off is told apart by a digest
-        name = name[:190] + b"-" + hashlib.sha256(name).hexdigest()[:8].encode()
-    return name.decode(errors="ignore")
+            parts.append(key.replace("_", "-") + ("" if value is True else text))
+    return short_name(parts)

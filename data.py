@@ -675,3 +675,6 @@ def _draw_pairs(
         best = np.argpartition(keys, n_items - missing[user])[n_items - missing[user] :]
         rest.append(user * n_items + best)
     return np.sort(np.concatenate(rest))
+
+
+DATASETS = {"ml-100k": None}

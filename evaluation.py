@@ -347,3 +347,11 @@ def _checked_ranks(ranks, users):
     if not (np.isfinite(ranks) & (ranks >= 1)).all():
         raise ValueError("ranks must be finite and at least 1")
     return ranks, users
+
+
+class Metric:
+    def __init__(self, tag):
+        self.tag = tag
+
+
+METRICS = {"mrr": Metric("eval/Mean Reciprocal Rank"), "mse": Metric("eval/MSE")}

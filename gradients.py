@@ -1,93 +1,144 @@
-"""The losses of a pairwise step and their gradients, written out.
+"""An accelerated training step: autograd's numbers, written out, and captured on a GPU.
 
-At these sizes autograd's bookkeeping costs more than the arithmetic: the same numbers as
-``multitask.Stack.losses`` followed by ``backward()``, in about half the time (results/bench.jsonl).
-A test holds every gradient here against autograd's.
+At these sizes autograd's bookkeeping costs more than the arithmetic (results/bench.jsonl has the
+share). What trains is `Stack.losses` and MultiTaskNet: this is a copy of both, for one case, and
+steps in their place only in a run that has proved it equal to them. So it need not be known to
+change them: a copy that no longer fits them is put aside, in one line on stderr.
 
 Shapes: R runs, B batch, W row width, D_F and D_R the widths of the two windows (see models.py).
 """
+
+import sys
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models import MultiTaskNet
+TOLERANCE = 1e-5  # of each table's largest gradient
 
-WRITTEN_OUT = ("sigmoid", "bpr")
+
+def covers(stack) -> bool:
+    """Whether the step below is written for such a stack."""
+    options, structure = stack.options, stack.net.structure
+    return (
+        options.loss in ("sigmoid", "bpr")
+        and structure.rating_head == "mlp"
+        and options.batch_by == "interaction"
+        and not (structure.user_history or structure.item_history or options.compile)
+        and not (options.ranking_dropout or options.rating_dropout)
+    )
+
+
+def proved(stack) -> bool:
+    """Whether the step below has the losses and gradients of `Stack.losses`, here and now.
+
+    Compared are a full batch and one of the last one's size, at the initial parameters and at
+    random ones: initial biases are zero and margins near zero, where a hinge looks like its linear
+    part and a penalty like nothing. Leaves the parameters as they were.
+    """
+    if not covers(stack):
+        return False
+    memory, options = stack.memory, stack.options
+    initial, first = memory.values.clone(), next(iter(stack.batches(0)))
+    short = stack.train.shape[1] % options.batch_size
+    batches = [first] + [type(first)(*(x[:, :short] for x in first[:4]))] * bool(short)
+    stream = torch.Generator().manual_seed(0)
+    problem = None
+    try:
+        for values in (None, "random"):
+            if values:
+                for parameter in memory.parameters:  # margins and biases of about 1
+                    draw = torch.randn(parameter.shape, generator=stream)
+                    parameter.data.copy_(draw / parameter.shape[-1] ** 0.25)
+            for batch in batches:
+                problem = problem or differs(stack, batch)
+    finally:
+        memory.values.copy_(initial)
+    if problem:
+        print(
+            f"the model or its losses are not those of gradients.py ({problem} differs): "
+            "training by autograd, which is slower",
+            file=sys.stderr,
+        )
+    return not problem
+
+
+def differs(stack, batch) -> str | None:
+    """The first loss or table whose values on a batch aren't autograd's, or None."""
+    found = []
+    for stack.written_out in (False, True):
+        losses = stack.fill_gradients(batch)
+        gradients = stack.memory.views(stack.memory.grads.clone())
+        found.append([*losses, *(gradient.flatten(1) for gradient in gradients)])
+    stack.written_out = None
+    names = ["the factorization loss", "the regression loss"]
+    names += [f"the gradient of {name}" for name, _ in stack.net.named_parameters()]
+    for name, expected, ours in zip(names, *found, strict=True):
+        expected, ours = expected.view(len(expected), -1), ours.view(len(ours), -1)
+        largest = expected.abs().amax(1)
+        if not ((ours - expected).abs().amax(1) <= TOLERANCE * largest).all():  # NaN isn't
+            return name
+    return None
 
 
 @torch.no_grad()
-def pairwise_step(
-    net: MultiTaskNet,
-    loss: str,
-    users: Tensor,
-    items: Tensor,
-    negatives: Tensor,
-    ratings: Tensor,
-    lambda_f: Tensor,
-    lambda_r: Tensor,
-) -> tuple[Tensor, Tensor]:
+def pairwise_step(stack, batch) -> tuple[Tensor, Tensor]:
     """Add the gradients of λ_F·L_F + λ_R·L_R to every parameter's ``.grad``.
 
-    Args:
-        loss: "sigmoid", 1 − σ(d), or "bpr", −log σ(d), of the margin d = p⁺ − p⁻.
-        users, items, negatives, ratings: (R, B) each.
-        lambda_f, lambda_r: (R,).
-
-    Returns:
-        L_F and L_R, (R,) each.
+    L_F is of the margin d = p⁺ − p⁻: 1 − σ(d), or −log σ(d); L_R of the MLP's ratings.
+    Returns L_F and L_R, (R,) each.
     """
-    runs, batch = users.shape
+    net, users, items, negatives = stack.net, batch.users, batch.items, batch.negatives
+    layer, output = net.rating_head.hidden, net.rating_head.output
+    runs, size = batch.items.shape
     d_f, d_r = net.ranking_dim, net.rating_dim
     user_ids = (users + net.run * net.n_users).flatten()
     item_ids = (torch.cat([items, negatives], 1) + net.run * net.n_items).flatten()
-    u = F.embedding(user_ids, net.users.flatten(0, 1)).view(runs, batch, -1)
-    q = F.embedding(item_ids, net.items.flatten(0, 1)).view(runs, 2 * batch, -1)
-    positive, negative = q[:, :batch], q[:, batch:]
+    u = F.embedding(user_ids, net.users.flatten(0, 1)).view(runs, size, -1)
+    q = F.embedding(item_ids, net.items.flatten(0, 1)).view(runs, 2 * size, -1)
+    positive, negative = q[:, :size], q[:, size:]
 
     # Ranking: d = u·(q⁺ − q⁻) + b⁺ − b⁻. The user bias cancels, so its gradient is zero.
     u_f = u[..., :d_f]
     difference = positive[..., :d_f] - negative[..., :d_f]
-    bias = net.item_bias.flatten()[item_ids].view(runs, 2 * batch)
-    margin = (u_f * difference).sum(-1).add_(bias[:, :batch]).sub_(bias[:, batch:])
+    bias = net.item_bias.flatten()[item_ids].view(runs, 2 * size)
+    margin = (u_f * difference).sum(-1).add_(bias[:, :size]).sub_(bias[:, size:])
     ordered = margin.sigmoid()
-    if loss == "sigmoid":
+    if stack.options.loss == "sigmoid":
         factorization = 1 - ordered.mean(1)
         slope = ordered * (ordered - 1)
-    elif loss == "bpr":
+    else:
         factorization = -F.logsigmoid(margin).mean(1)
         slope = ordered - 1
-    else:
-        raise ValueError(f"loss {loss!r} is not written out here: it is one of {WRITTEN_OUT}")
-    slope = slope * (lambda_f / batch)[:, None]  # ∂L/∂d, (R, B)
+    slope = slope * (stack.lambda_f / size)[:, None]  # ∂L/∂d, (R, B)
 
     # Rating: X = [u, q, u∘q], h = relu(X W₁ + c₁), r̂ = h W₂ + c₂.
     u_r, q_r = u[..., -d_r:], positive[..., -d_r:]
-    features = u.new_empty(runs, batch, 3 * d_r)
+    features = u.new_empty(runs, size, 3 * d_r)
     features[..., :d_r], features[..., d_r : 2 * d_r] = u_r, q_r
     torch.mul(u_r, q_r, out=features[..., 2 * d_r :])
-    hidden = torch.baddbmm(net.hidden_bias, features, net.hidden_weight).relu_()
-    predicted = torch.baddbmm(net.output_bias, hidden, net.output_weight).squeeze(-1)
-    if net.rating_biases:
+    hidden = torch.baddbmm(layer.bias, features, layer.weight).relu_()
+    predicted = torch.baddbmm(output.bias, hidden, output.weight).squeeze(-1)
+    if net.structure.rating_biases:
         predicted += net.bias_sum(net.rating_bias_tables(), users, items) + net.mean_rating
-    error = predicted - ratings
+    error = predicted - batch.ratings
     regression = error.square().mean(1)
-    error = error * (2 / batch * lambda_r)[:, None]  # ∂L/∂r̂, (R, B)
+    error = error * (2 / size * stack.lambda_r)[:, None]  # ∂L/∂r̂, (R, B)
 
-    to_hidden = error[..., None] * net.output_weight.transpose(1, 2)
+    to_hidden = error[..., None] * output.weight.transpose(1, 2)
     to_hidden = torch.ops.aten.threshold_backward(to_hidden, hidden, 0)
-    net.output_weight.grad.view(runs, 1, -1).baddbmm_(error[:, None], hidden)
-    net.output_bias.grad.view(-1).add_(error.sum(1))
-    net.hidden_weight.grad.baddbmm_(features.transpose(1, 2), to_hidden)
-    net.hidden_bias.grad.add_(to_hidden.sum(1, keepdim=True))
-    to_features = torch.bmm(to_hidden, net.hidden_weight.transpose(1, 2))
+    output.weight.grad.view(runs, 1, -1).baddbmm_(error[:, None], hidden)
+    output.bias.grad.view(-1).add_(error.sum(1))
+    layer.weight.grad.baddbmm_(features.transpose(1, 2), to_hidden)
+    layer.bias.grad.add_(to_hidden.sum(1, keepdim=True))
+    to_features = torch.bmm(to_hidden, layer.weight.transpose(1, 2))
     to_u, to_q, to_product = to_features.split(d_r, -1)
 
     # Rows: the rating window first, then the ranking window, added to it in the common columns.
     own = net.width - d_r  # ranking's own columns come first
     slopes = slope[..., None]
     to_users, to_items = torch.empty_like(u), torch.empty_like(q)
-    to_positive, to_negative = to_items[:, :batch], to_items[:, batch:]
+    to_positive, to_negative = to_items[:, :size], to_items[:, size:]
     for to_rows, to_window, other, ranked in (
         (to_users, to_u, q_r, difference),
         (to_positive, to_q, u_r, u_f),
@@ -100,9 +151,46 @@ def pairwise_step(
     net.users.grad.flatten(0, 1).index_add_(0, user_ids, to_users.flatten(0, 1))
     net.items.grad.flatten(0, 1).index_add_(0, item_ids, to_items.flatten(0, 1))
     net.item_bias.grad.flatten().index_add_(0, item_ids, torch.cat([slope, -slope], 1).flatten())
-    if net.rating_biases:
+    if net.structure.rating_biases:
         rated_ids = (items + net.run * net.n_items).flatten()
         user_bias, item_bias = net.rating_bias_tables()
         user_bias.grad.flatten().index_add_(0, user_ids, error.flatten())
         item_bias.grad.flatten().index_add_(0, rated_ids, error.flatten())
     return factorization, regression
+
+
+class CapturedStep:
+    """A stack's step as one launch of a CUDA graph: captured at its first full batch, replayed.
+
+    Batches of another size step one operation at a time. Rate and draws have to be fixed.
+    """
+
+    def __init__(self, stack):
+        self.stack, self.graph = stack, None
+
+    def __call__(self, batch) -> tuple[Tensor, Tensor]:
+        if batch.size != self.stack.options.batch_size:
+            return self.stack.step(batch)
+        if self.graph is None:
+            self._capture(batch)
+        for held, part in zip(self.inputs[:4], batch[:4], strict=True):
+            held.copy_(part)
+        self.graph.replay()
+        return self.outputs
+
+    def _capture(self, batch) -> None:
+        self.inputs = type(batch)(*(part.clone() for part in batch[:4]))
+        state = [self.stack.memory.values, *self.stack.optimizer.state.values()]
+        saved = [tensor.clone() for tensor in state]
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):  # warm-up: allocates what the capture may not
+                self.stack.step(self.inputs)
+        torch.cuda.current_stream().wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.outputs = self.stack.step(self.inputs)
+        # Neither the warm-up nor the capture may leave a trace in the run.
+        for tensor, value in zip(state, saved, strict=True):
+            tensor.copy_(value)

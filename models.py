@@ -13,7 +13,7 @@ Ids go in, an interaction score and a predicted rating come out. Two things are 
 * Every parameter has a leading run dimension R, so that R runs train at once as a stack.
 
 Options beyond the report's network, all off by default: histories (a user is also what was
-interacted with), biases in the rating head, a dot product in it.
+interacted with), biases in the rating head, other rating heads (RATING_HEADS).
 
 Shapes: R runs, B batch, D embedding dimension, H hidden units, W = D_F + D_R - K row width.
 """
@@ -21,12 +21,12 @@ Shapes: R runs, B batch, D embedding dimension, H hidden units, W = D_F + D_R - 
 import hashlib
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-RATING_HEADS = ("mlp", "dot", "both")
 
 
 def random_stream(seed: int | str, purpose: str, index: int | str = 0) -> torch.Generator:
@@ -87,15 +87,11 @@ class Interacted:
         self.runs, self.n_ids, self.size = len(ids), n_ids, len(ids) * n_others
         pairs = ((ids + run * n_ids) * self.size + others + run * n_others).unique()
         self.counts = torch.bincount(pairs // self.size, minlength=len(ids) * n_ids)
-        self.weights = self.counts.clamp(min=1).rsqrt()
+        self.scale = self.counts.clamp(min=1).rsqrt().view(self.runs, n_ids, 1)  # 1 / √n
         self.all = Bags(self.counts, pairs % self.size, self.size)
 
-    def added(self, table: Tensor, ids: Tensor | None = None, thin=None) -> Tensor:
-        """Σ_k table[k] / √n over the n others k of each row: (R, B) ids -> (R, B, W). None: all.
-
-        ``thin(weights, sizes)`` drops interactions out: (m,) weights, of which run r's are
-        sizes[r] in a row.
-        """
+    def added(self, table: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Σ_k table[k] / √n over the n others k of each row: (R, B) ids -> (R, B, W). None: all."""
         bags, rows = self.all, slice(None)
         if ids is not None:
             run = torch.arange(self.runs, device=ids.device)[:, None]
@@ -105,29 +101,152 @@ class Interacted:
             at = shift.repeat_interleave(counts)
             at += torch.arange(len(at), device=ids.device)
             bags = Bags(counts, self.all.ids[at], self.size)
-        weights = self.weights[rows].to(table.dtype)[bags.of]
-        if thin is not None:
-            run = bags.ids // (self.size // self.runs)
-            weights = thin(weights, torch.bincount(run, minlength=self.runs).tolist())
+        weights = self.scale.flatten()[rows].to(table.dtype)[bags.of]
         sums = BagSum.apply(table.flatten(0, 1), weights, bags)
         if ids is None:
             return sums.unflatten(0, (self.runs, self.n_ids))
         return F.embedding(place, sums)
 
 
+class Linear(nn.Module):
+    """R linear layers, x W + c: (R, B, n_in) -> (R, B, n_out). Initial values as nn.Linear's.
+
+    Args:
+        name: of the layer, which with the seeds keys its initial values.
+    """
+
+    def __init__(self, seeds: Sequence[int | str], name: str, n_in: int, n_out: int):
+        super().__init__()
+
+        def draw(part: str, *shape: int) -> nn.Parameter:  # uniform in ±1 / √n_in
+            streams = [random_stream(seed, "initial", f"{name}.{part}") for seed in seeds]
+            uniform = torch.stack([torch.rand(shape, generator=stream) for stream in streams])
+            return nn.Parameter((2 * uniform - 1) * (1 / math.sqrt(n_in)))
+
+        self.weight = draw("weight", n_in, n_out)
+        self.bias = draw("bias", 1, n_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.baddbmm(self.bias, x, self.weight)
+
+
+class MLP(nn.Module):
+    """The report's rating head, [u, q, u ∘ q] -> H -> 1 with a ReLU.
+
+    Source: He et al., Neural Collaborative Filtering, WWW 2017.
+    """
+
+    def __init__(self, dim: int, hidden: int, seeds: Sequence[int | str]):
+        super().__init__()
+        self.hidden = Linear(seeds, "hidden", 3 * dim, hidden)
+        self.output = Linear(seeds, "output", hidden, 1)
+
+    def forward(self, u: Tensor, q: Tensor) -> Tensor:
+        features = torch.cat([u, q, u * q], -1)  # (R, B, 3·D_R)
+        return self.output(self.hidden(features).relu()).squeeze(-1)
+
+
+class Dot(nn.Module):
+    """(u + s) · (q + t), s and t learned vectors by which a vector is a bias too."""
+
+    def __init__(self, dim: int, hidden: int, seeds: Sequence[int | str]):
+        super().__init__()
+        self.user_shift = nn.Parameter(torch.zeros(len(seeds), 1, dim))
+        self.item_shift = nn.Parameter(torch.zeros(len(seeds), 1, dim))
+
+    def forward(self, u: Tensor, q: Tensor) -> Tensor:
+        return ((u + self.user_shift) * (q + self.item_shift)).sum(-1)
+
+    def all_pairs(self, u: Tensor, q: Tensor) -> Tensor:
+        """(R, U, D_R) and (R, n, D_R) -> (R, U, n): of all pairs, cheaper than row by row."""
+        return torch.bmm(u + self.user_shift, (q + self.item_shift).transpose(1, 2))
+
+
+class GMF(nn.Module):
+    """(u ∘ q) · w + c, a generalized matrix factorization. Source: He et al., WWW 2017."""
+
+    def __init__(self, dim: int, hidden: int, seeds: Sequence[int | str]):
+        super().__init__()
+        self.output = Linear(seeds, "gmf", dim, 1)
+
+    def forward(self, u: Tensor, q: Tensor) -> Tensor:
+        return self.output(u * q).squeeze(-1)
+
+
+# A rating head is built with (D_R, H, the runs' seeds) and maps u_i and q_j in the rating windows,
+# (R, B, D_R) each, to (R, B). Every parameter begins with the run dimension R.
+RATING_HEADS: dict[str, type[nn.Module]] = {"mlp": MLP, "dot": Dot, "gmf": GMF}
+
+WIDTH = (1, 2**14)
+
+
+@dataclass
+class Structure:
+    """What a MultiTaskNet is made of; what is None follows from the others.
+
+    Each field is an argument of MultiTaskNet, a flag of train.py and an entry of config.json.
+
+    Raises ValueError for a size below 1, shared_dims out of range, a rating head that isn't one.
+    """
+
+    shared_dims: Annotated[
+        int | None, "K dimensions common to both tasks, the others each task's own", (0, 2**14)
+    ] = None
+    embedding_dim: Annotated[
+        int, "dimensions that a task sees; tables begin with standard deviation 1/D", WIDTH
+    ] = 32
+    ranking_dim: Annotated[int | None, "dimensions that ranking sees, D if not given", WIDTH] = None
+    rating_dim: Annotated[int | None, "dimensions that rating sees, D if not given", WIDTH] = None
+    hidden: Annotated[int, "hidden units of the rating head's MLP", WIDTH] = 64
+    rating_head: Annotated[str, "what predicts a rating from u and q", RATING_HEADS] = "mlp"
+    rating_biases: Annotated[
+        bool, "the mean rating, user and item biases in the rating head too"
+    ] = False
+    user_history: Annotated[bool, "a user's vector also sums a vector of each training item"] = (
+        False
+    )
+    item_history: Annotated[bool, "an item's vector also sums a vector of each training user"] = (
+        False
+    )
+
+    def __post_init__(self) -> None:
+        if self.ranking_dim is None:
+            self.ranking_dim = self.embedding_dim
+        if self.rating_dim is None:
+            self.rating_dim = self.embedding_dim
+        narrower = min(self.ranking_dim, self.rating_dim)
+        if self.shared_dims is None:
+            self.shared_dims = narrower
+        for name in ("embedding_dim", "ranking_dim", "rating_dim", "hidden"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if not 0 <= self.shared_dims <= narrower:
+            raise ValueError(
+                f"shared_dims is {self.shared_dims}: it must be from 0 to {narrower}, "
+                "the width of the narrower task"
+            )
+        if self.rating_head not in RATING_HEADS:
+            raise ValueError(
+                f"rating_head is {self.rating_head!r}: it is one of {', '.join(RATING_HEADS)}"
+            )
+
+    @property
+    def all_shared(self) -> bool:
+        return self.ranking_dim == self.rating_dim == self.shared_dims
+
+
 class MultiTaskNet(nn.Module):
     """A stack of R networks of equal structure, for ranking and for rating.
 
-    Interaction score (a matrix factorization) and predicted rating (a network with one hidden
-    layer) of user i and item j, in each run:
+    Interaction score (a matrix factorization) and predicted rating of user i and item j, in each
+    run:
 
         p_ij = u_i · q_j + a_i + b_j                       u, q: the ranking windows
-        r̂_ij = MLP([u_i, q_j, u_i ∘ q_j])                  u, q: the rating windows
+        r̂_ij = rating head(u_i, q_j)                       u, q: the rating windows
 
-    with a ReLU between 3·D_R -> H -> 1. The options:
+    The options:
 
-        rating_head     "mlp"; "dot" is (u_i + s) · (q_j + t) instead, s and t learned vectors by
-                        which a vector is a bias too; "both" the sum of the two
+        rating_head     one of RATING_HEADS
         rating_biases   r̂_ij gains μ + a_i + b_j, μ the mean training rating, a and b a set of
                         their own unless the tasks share all dimensions
         user_history    u_i = own row + Σ_k h_k / √n over the n items k of the user's training
@@ -142,140 +261,127 @@ class MultiTaskNet(nn.Module):
 
     Args:
         n_users, n_items: sizes of the catalogue, at least 1.
-        embedding_dim: D, both tasks' width unless ``ranking_dim`` (D_F) or ``rating_dim`` (D_R).
-        shared_dims: K, from 0 to min(D_F, D_R). None: all of the narrower task.
-        hidden: H, units of the hidden layer.
         seeds: one for each run of the stack; they key the random streams of the initial values.
+        structure: the fields of Structure.
 
-    Raises:
-        ValueError: for a size below 1, K out of range, a rating head that isn't one.
+    Raises ValueError for a size below 1 and as Structure does.
 
     Source: the two-headed factorization of the report; ranking head: Rendle et al., BPR, UAI 2009;
-    rating head: He et al., Neural Collaborative Filtering, WWW 2017; histories: Koren,
-    Factorization Meets the Neighborhood (SVD++), KDD 2008.
+    histories: Koren, Factorization Meets the Neighborhood (SVD++), KDD 2008.
     """
 
     def __init__(
-        self,
-        n_users: int,
-        n_items: int,
-        embedding_dim: int = 32,
-        shared_dims: int | None = None,
-        ranking_dim: int | None = None,
-        rating_dim: int | None = None,
-        hidden: int = 64,
-        rating_biases: bool = False,
-        rating_head: str = "mlp",
-        user_history: bool = False,
-        item_history: bool = False,
-        seeds: Sequence[int | str] = (0,),
+        self, n_users: int, n_items: int, *, seeds: Sequence[int | str] = (0,), **structure
     ):
         super().__init__()
-        if rating_head not in RATING_HEADS:
-            raise ValueError(f"rating_head is {rating_head!r}: it is one of {RATING_HEADS}")
-        self.ranking_dim = embedding_dim if ranking_dim is None else ranking_dim
-        self.rating_dim = embedding_dim if rating_dim is None else rating_dim
-        narrower = min(self.ranking_dim, self.rating_dim)
-        self.shared_dims = narrower if shared_dims is None else shared_dims
-        sizes = dict(n_users=n_users, n_items=n_items, embedding_dim=embedding_dim, hidden=hidden)
-        sizes |= dict(ranking_dim=self.ranking_dim, rating_dim=self.rating_dim, runs=len(seeds))
-        for name, size in sizes.items():
+        options = Structure(**structure)
+        for name, size in dict(n_users=n_users, n_items=n_items, runs=len(seeds)).items():
             if size < 1:
                 raise ValueError(f"{name} is {size}: it must be at least 1")
-        if not 0 <= self.shared_dims <= narrower:
-            raise ValueError(
-                f"shared_dims is {self.shared_dims}: it must be from 0 to {narrower}, "
-                "the width of the narrower task"
-            )
-        self.n_users, self.n_items = n_users, n_items
+        self.n_users, self.n_items, self.structure = n_users, n_items, options
+        self.ranking_dim, self.rating_dim = options.ranking_dim, options.rating_dim
+        self.shared_dims = options.shared_dims
         self.width = self.ranking_dim + self.rating_dim - self.shared_dims
 
-        runs, features = len(seeds), 3 * self.rating_dim
-        self.users = nn.Parameter(torch.empty(runs, n_users, self.width))
-        self.items = nn.Parameter(torch.empty(runs, n_items, self.width))
-        self.user_bias = nn.Parameter(torch.zeros(runs, n_users, 1))
-        self.item_bias = nn.Parameter(torch.zeros(runs, n_items, 1))
-        self.rating_head, self.rating_biases = rating_head, rating_biases
-        if rating_head != "dot":
-            self.hidden_weight = nn.Parameter(torch.empty(runs, features, hidden))
-            self.hidden_bias = nn.Parameter(torch.empty(runs, 1, hidden))
-            self.output_weight = nn.Parameter(torch.empty(runs, hidden, 1))
-            self.output_bias = nn.Parameter(torch.empty(runs, 1, 1))
-        if rating_head != "mlp":
-            self.user_shift = nn.Parameter(torch.zeros(runs, 1, self.rating_dim))
-            self.item_shift = nn.Parameter(torch.zeros(runs, 1, self.rating_dim))
-        if rating_biases and not self.ranking_dim == self.rating_dim == self.shared_dims:
-            self.rating_user_bias = nn.Parameter(torch.zeros(runs, n_users, 1))
-            self.rating_item_bias = nn.Parameter(torch.zeros(runs, n_items, 1))
-        if user_history:
-            self.history_items = nn.Parameter(torch.empty(runs, n_items, self.width))
-        if item_history:
-            self.history_users = nn.Parameter(torch.empty(runs, n_users, self.width))
+        def table(name: str, n: int) -> nn.Parameter:  # (R, n, W)
+            return nn.Parameter(torch.stack([self._initial_table(seed, name, n) for seed in seeds]))
+
+        def zeros(n: int) -> nn.Parameter:
+            return nn.Parameter(torch.zeros(len(seeds), n, 1))
+
+        self.users, self.items = table("users", n_users), table("items", n_items)
+        self.user_bias, self.item_bias = zeros(n_users), zeros(n_items)
+        self.rating_head = RATING_HEADS[options.rating_head](self.rating_dim, options.hidden, seeds)
+        if options.rating_biases and not options.all_shared:
+            self.rating_user_bias, self.rating_item_bias = zeros(n_users), zeros(n_items)
+        if options.user_history:
+            self.history_items = table("history_items", n_items)
+        if options.item_history:
+            self.history_users = table("history_users", n_users)
         self.by_user: Interacted | None = None
         self.by_item: Interacted | None = None
-        self.register_buffer("run", torch.arange(runs)[:, None], persistent=False)
-        self.register_buffer("mean_rating", torch.zeros(runs, 1), persistent=False)
-        self._initialise(seeds, 1 / embedding_dim)
+        self.register_buffer("run", torch.arange(len(seeds))[:, None], persistent=False)
+        self.register_buffer("mean_rating", torch.zeros(len(seeds), 1), persistent=False)
+
+    def _initial_table(self, seed: int | str, name: str, n: int) -> Tensor:
+        """(n, W). The common part is the ranking's draw: only the rating's own part is added."""
+        stream = random_stream(seed, "initial", f"{name}.ranking")
+        rows = torch.randn(n, self.ranking_dim, generator=stream)
+        if own := self.rating_dim - self.shared_dims:
+            stream = random_stream(seed, "initial", f"{name}.rating")
+            rating = torch.randn(n, self.rating_dim, generator=stream)
+            rows = torch.cat([rows, rating[:, -own:]], 1)
+        return rows * (1 / self.structure.embedding_dim)
 
     def tables(self) -> dict[str, nn.Parameter]:
         """The embedding tables by name, all with rows of ranking's own | common | rating's own."""
         names = ("users", "items", "history_items", "history_users")
         return {name: getattr(self, name) for name in names if hasattr(self, name)}
 
-    def histories(self) -> tuple[bool, bool]:
-        """Whether users and items have a history."""
-        return hasattr(self, "history_items"), hasattr(self, "history_users")
-
     def observe(self, users: Tensor, items: Tensor, ratings: Tensor) -> None:
         """Take what the options need from the training interactions: (R, n) each."""
-        if self.rating_biases:
+        if self.structure.rating_biases:
             self.mean_rating = ratings.double().mean(1, keepdim=True).to(self.users.dtype)
-        of_users, of_items = self.histories()
-        if of_users:
+        if self.structure.user_history:
             self.by_user = Interacted(users, items, self.n_users, self.n_items)
-        if of_items:
+        if self.structure.item_history:
             self.by_item = Interacted(items, users, self.n_items, self.n_users)
-
-    @torch.no_grad()
-    def _initialise(self, seeds: Sequence[int | str], deviation: float) -> None:
-        own = self.rating_dim - self.shared_dims
-        layers = ("hidden", "output") if self.rating_head != "dot" else ()
-        for r, seed in enumerate(seeds):
-            for name, table in self.tables().items():
-                n = table.shape[1]
-                stream = random_stream(seed, "initial", f"{name}.ranking")
-                ranking = torch.randn(n, self.ranking_dim, generator=stream)
-                stream = random_stream(seed, "initial", f"{name}.rating")
-                rating = torch.randn(n, self.rating_dim, generator=stream)
-                # The common part is the ranking's draw: only the rating's own part is added.
-                table[r] = torch.cat([ranking, rating[:, self.rating_dim - own :]], 1) * deviation
-            for name in layers:
-                weight, bias = getattr(self, f"{name}_weight"), getattr(self, f"{name}_bias")
-                bound = 1 / math.sqrt(weight.shape[1])
-                for part, parameter in (("weight", weight), ("bias", bias)):
-                    stream = random_stream(seed, "initial", f"{name}.{part}")
-                    draw = torch.rand(parameter.shape[1:], generator=stream)
-                    parameter[r] = (2 * draw - 1) * bound
 
     def rows(self, table: Tensor, ids: Tensor) -> Tensor:
         """(R, n, C) and (R, B) -> (R, B, C): each run's own rows of a table."""
         return F.embedding(ids + self.run * table.shape[1], table.flatten(0, 1))
 
-    def user_rows(self, ids: Tensor, thin=None) -> Tensor:
-        """(R, B) -> (R, B, W): u_i, own row and history; for ``thin`` see Interacted.added."""
+    def user_rows(self, ids: Tensor) -> Tensor:
+        """(R, B) -> (R, B, W): u_i, own row and history."""
         own = self.rows(self.users, ids)
-        return own + self.by_user.added(self.history_items, ids, thin) if self.by_user else own
+        return own + self.by_user.added(self.history_items, ids) if self.by_user else own
 
-    def item_rows(self, ids: Tensor, thin=None) -> Tensor:
+    def item_rows(self, ids: Tensor) -> Tensor:
         """(R, B) -> (R, B, W): q_j, own row and history."""
         own = self.rows(self.items, ids)
-        return own + self.by_item.added(self.history_users, ids, thin) if self.by_item else own
+        return own + self.by_item.added(self.history_users, ids) if self.by_item else own
 
-    def catalogue(self, thin=None) -> Tensor:
+    def catalogue(self) -> Tensor:
         """(R, n_items, W): q_j of all items."""
-        if self.by_item is None:
-            return self.items
-        return self.items + self.by_item.added(self.history_users, thin=thin)
+        return self.items + self.by_item.added(self.history_users) if self.by_item else self.items
+
+    def history_parts(self, user_ids: Tensor) -> tuple[tuple[Tensor, Tensor] | None, ...]:
+        """What an interaction adds by the histories, to (R, U) users' rows and to all items' rows.
+
+        A table and a scale each, or None without a history: (i, j) adds h_j / √n_i to u_i, with
+        (R, n_items, W) and (R, U, 1), and g_i / √n_j to q_j, with (R, n_users, W), (R, n_items, 1).
+        """
+        of_users = of_items = None
+        if self.by_user:
+            of_users = self.history_items, self.rows(self.by_user.scale, user_ids)
+        if self.by_item:
+            of_items = self.history_users, self.by_item.scale
+        return of_users, of_items
+
+    def own_part_of_scores(self, user_ids, u, q, keep, of_users, of_items) -> Tensor:
+        """What each pair's own interaction adds to its score: (R, U, n_items).
+
+        With a = k ∘ h_j / √n_i and b = g_i / √n_j, k the dropout factors of u_i: left out,
+        (u_i − a) · (q_j − b) would remain. The difference a · q_j + u_i · b − a · b is one product
+        of all users with all items.
+
+        Args:
+            user_ids: (R, U); u and keep: (R, U, D_F), u dropped out; q: (R, n_items, D_F).
+            of_users, of_items: as history_parts gives them.
+        """
+        left, right = [], []
+        if of_users:
+            h, k = self.ranking_window(of_users[0]), keep * of_users[1]
+            left.append(k)
+            right.append(h * q)
+        if of_items:
+            g = self.ranking_window(self.rows(of_items[0], user_ids))
+            left.append((u * g).sum(-1, keepdim=True))
+            right.append(of_items[1])
+        if of_users and of_items:
+            left.append(-k * g)
+            right.append(h * of_items[1])
+        return torch.bmm(torch.cat(left, -1), torch.cat(right, -1).transpose(1, 2))
 
     def ranking_window(self, rows: Tensor) -> Tensor:
         """(..., W) -> (..., D_F)."""
@@ -291,18 +397,11 @@ class MultiTaskNet(nn.Module):
 
     def rating(self, user_ids: Tensor, item_ids: Tensor, u: Tensor, q: Tensor) -> Tensor:
         """r̂_ij of pairs: (R, B) ids, and u_i, q_j in the rating windows (R, B, D_R) -> (R, B)."""
-        predicted = 0.0  # gradients.py has a copy of its own, for the default training step
-        if self.rating_head != "dot":
-            features = torch.cat([u, q, u * q], -1)  # (R, B, 3·D_R)
-            hidden = torch.baddbmm(self.hidden_bias, features, self.hidden_weight).relu()
-            predicted = torch.baddbmm(self.output_bias, hidden, self.output_weight).squeeze(-1)
-        if self.rating_head != "mlp":
-            predicted = predicted + ((u + self.user_shift) * (q + self.item_shift)).sum(-1)
-        return self.biased(user_ids, item_ids, predicted)
+        return self.biased(user_ids, item_ids, self.rating_head(u, q))
 
     def biased(self, user_ids: Tensor, item_ids: Tensor, predicted: Tensor) -> Tensor:
         """Predicted ratings with μ + a_i + b_j added, if the rating head has them: (R, B) each."""
-        if not self.rating_biases:
+        if not self.structure.rating_biases:
             return predicted
         biases = self.bias_sum(self.rating_bias_tables(), user_ids, item_ids)
         return predicted + biases + self.mean_rating
@@ -339,8 +438,11 @@ class MultiTaskNet(nn.Module):
         user_ids = user_ids.expand(len(self.users), -1)
         u = self.ranking_window(self.user_rows(user_ids))
         q = self.ranking_window(self.catalogue())
-        bias = self.rows(self.user_bias, user_ids) + self.item_bias.transpose(1, 2)
-        return torch.baddbmm(bias, u, q.transpose(1, 2))
+        return self.scores_of_all(u, q, self.rows(self.user_bias, user_ids))
+
+    def scores_of_all(self, u: Tensor, q: Tensor, user_bias: Tensor | float = 0.0) -> Tensor:
+        """p of all pairs, from (R, U, D_F) and (R, n_items, D_F): (R, U, n_items)."""
+        return torch.baddbmm(user_bias + self.item_bias.transpose(1, 2), u, q.transpose(1, 2))
 
 
 def check_ids(kind: str, ids: Tensor, n: int) -> None:

@@ -1,4 +1,4 @@
-"""Two tasks, one objective: the losses, their weights, negative sampling, the training epoch.
+"""Two tasks, one objective: the losses, the batches, and the training of a stack.
 
 Run r of a stack minimises, over its training interactions (i, j, r_ij),
 
@@ -9,22 +9,31 @@ squared error of predicted ratings, in squared rating units, and λ_F, λ_R its 
 The runs share nothing: the sum of their losses has each run's own gradient in each run's own
 parameters, so one backward pass and one optimizer step serve them all.
 
-Shapes: R runs, B batch, n training interactions of a run.
+A step is: batch → losses (`Stack.losses`) → times the weights, their gradients → optimizer. What
+`Stack.losses` and `MultiTaskNet` say is what trains.
+
+Shapes: R runs, B interactions of a batch, U users of a batch, n training interactions of a run.
 """
 
-import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from gradients import WRITTEN_OUT, pairwise_step
-from models import MultiTaskNet, random_stream
+import gradients
+from models import MultiTaskNet, Structure, random_stream
+from optimizers import OPTIMIZERS, Flat, make_optimizer
 
 BLOCK = 2**20  # training interactions gathered at a time: bounds an epoch's working memory
+
+
+# ---- losses --------------------------------------------------------------------------------
 
 
 def require_equal_shapes(**tensors: Tensor) -> None:
@@ -32,6 +41,13 @@ def require_equal_shapes(**tensors: Tensor) -> None:
     if len(set(shapes.values())) > 1:
         # Broadcasting (B,) against (B, 1) gives (B, B), whose best constant is the global mean.
         raise ValueError(f"shapes must be equal, got {shapes}")
+
+
+def mean(values: Tensor, real: Tensor | None = None) -> Tensor:
+    """(..., B) -> (...), over the values that ``real``, (..., B), doesn't call padding."""
+    if real is None:
+        return values.mean(-1)
+    return (values * real).sum(-1) / real.sum(-1).clamp(min=1)
 
 
 def sigmoid_loss(positive: Tensor, negative: Tensor) -> Tensor:
@@ -52,28 +68,77 @@ def bpr_loss(positive: Tensor, negative: Tensor) -> Tensor:
     return -F.logsigmoid(positive - negative).mean(-1)
 
 
-def softmax_loss(scores: Tensor, item_ids: Tensor) -> Tensor:
+def softmax_loss(
+    scores: Tensor, item_ids: Tensor, place: Tensor | None = None, real: Tensor | None = None
+) -> Tensor:
     """Cross-entropy of the item picked among the catalogue, mean over the batch.
 
-    −log( exp p_ij / Σ_k exp p_ik ): (R, B, n_items) scores and (R, B) ids -> (R,). Raises
-    ValueError when R or B differ. Source: Covington et al., RecSys 2016.
+    The mean over a run's B interactions of −log( exp p_ij / Σ_k exp p_ik ).
+
+    Args:
+        scores: (R, U, n_items), a row a user.
+        item_ids: (R, B), the items picked.
+        place: (R, B), each interaction's row of the scores. None: one after the other, U = B.
+        real: (R, B), False for padding, which doesn't count.
+
+    Returns (R,). Raises ValueError when shapes differ. Source: Covington et al., RecSys 2016.
     """
-    require_equal_shapes(scores=scores[..., 0], item_ids=item_ids)
-    picked = scores.gather(-1, item_ids.unsqueeze(-1)).squeeze(-1)
-    return (scores.logsumexp(-1) - picked).mean(-1)
+    if place is None:
+        require_equal_shapes(scores=scores[..., 0], item_ids=item_ids)
+        place = torch.arange(item_ids.shape[1], device=scores.device).expand_as(item_ids)
+    require_equal_shapes(place=place, item_ids=item_ids)
+    picked = scores.flatten(1).gather(1, place * scores.shape[-1] + item_ids)
+    return mean(scores.logsumexp(-1).gather(1, place) - picked, real)
 
 
-def regression_loss(predicted: Tensor, ratings: Tensor) -> Tensor:
-    """Mean squared error over the batch, in squared rating units: (..., B) twice -> (...).
+def regression_loss(predicted: Tensor, ratings: Tensor, real: Tensor | None = None) -> Tensor:
+    """Mean squared error over the batch, in squared rating units: (..., B) each -> (...).
 
-    Raises ValueError when shapes differ.
+    ``real`` is False for padding, which doesn't count. Raises ValueError when shapes differ.
     """
     require_equal_shapes(predicted=predicted, ratings=ratings)
-    return (predicted - ratings).square().mean(-1)
+    return mean((predicted - ratings).square(), real)
 
 
-PAIRWISE = {"sigmoid": sigmoid_loss, "bpr": bpr_loss}
-LOSSES = (*PAIRWISE, "softmax")
+class OverCatalogue(NamedTuple):
+    """Marks a factorization loss that sees the scores of all items, and samples no negatives.
+
+    ``loss(scores, item_ids, place, real)`` as softmax_loss takes them.
+    """
+
+    loss: Callable[..., Tensor]
+
+
+# The factorization losses: a function of (p⁺, p⁻), (R, B) each, to (R,); or an OverCatalogue.
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor] | OverCatalogue] = {
+    "sigmoid": sigmoid_loss,
+    "bpr": bpr_loss,
+    "softmax": OverCatalogue(softmax_loss),
+}
+
+
+# ---- batches -------------------------------------------------------------------------------
+
+
+class Batch(NamedTuple):
+    """Some interactions of each run. By interaction, each brings its user's row: U = B."""
+
+    users: Tensor  # (R, U), whose rows are looked up
+    items: Tensor  # (R, B)
+    ratings: Tensor  # (R, B)
+    negatives: Tensor | None = None  # (R, B), sampled items, of a pairwise loss
+    place: Tensor | None = None  # (R, B), each interaction's user within `users`; None: its own
+    real: Tensor | None = None  # (R, B), False for padding; None: there is none
+
+    @property
+    def size(self) -> int | Tensor:
+        """How many interactions of each run it holds: of all the same, or (R,)."""
+        return self.items.shape[1] if self.real is None else self.real.sum(1)
+
+    @property
+    def user_ids(self) -> Tensor:
+        """(R, B), the user of each interaction."""
+        return self.users if self.place is None else self.users.gather(1, self.place)
 
 
 class NegativeSampler:
@@ -119,58 +184,135 @@ class NegativeSampler:
         return torch.from_numpy(k + places - self.starts[users])
 
 
-class Adam:
-    """Adam with decoupled weight decay, by the kernel of ``torch.optim.AdamW(fused=True)``.
+def interaction_batches(stack: "Stack", epoch: int) -> Iterator[Batch]:
+    """The epoch's interactions, shuffled; the last batch is the short one.
 
-    The kernel is called directly: at these sizes the optimizer class around it takes twice the
-    kernel's own time. Its state is three tensors. Source: Loshchilov and Hutter, ICLR 2019.
+    Order and negatives depend on seed and epoch alone.
+    """
+    n, size = stack.train.shape[1], stack.options.batch_size
+    rows, negatives = [], []
+    for r, seed in enumerate(stack.seeds):
+        order = torch.randperm(n, generator=random_stream(seed, "order", epoch))
+        rows.append(stack.train[r][order])
+        if stack.samplers:
+            users = rows[r]  # as many as are drawn is enough
+            if stack.options.exclude_positives:
+                users = stack.users[rows[r]]
+            stream = random_stream(seed, "negatives", epoch)
+            negatives.append(stack.samplers[r].draw(users, stream))
+    block = size * max(1, BLOCK // (size * len(stack.seeds)))
+    for start in range(0, n, block):
+        part = slice(start, start + block)
+        here = torch.stack([run_rows[part] for run_rows in rows]).to(stack.device)
+        columns = [stack.users[here], stack.items[here], stack.ratings[here]]
+        if negatives:
+            drawn = torch.stack([run_items[part] for run_items in negatives])
+            columns.append(drawn.to(stack.device))
+        for first in range(0, here.shape[1], size):
+            yield Batch(*(column[:, first : first + size] for column in columns))
+
+
+def user_batches(stack: "Stack", epoch: int) -> Iterator[Batch]:
+    """The users, shuffled, each with all its interactions, padded to the run with the most.
+
+    A loss over the catalogue then costs one row of scores a user, not one an interaction, and an
+    interaction can be left out of the histories while it is predicted.
+    """
+    size, bounds = stack.options.batch_size, torch.arange(stack.steps + 1)
+    shuffled, parts = [], []
+    for seed, train in zip(stack.seeds, stack.train, strict=True):
+        stream = random_stream(seed, "order", epoch)
+        order = torch.randperm(stack.net.n_users, generator=stream)
+        place, rows = order.argsort()[stack.users[train].cpu()].sort(stable=True)
+        ends = torch.searchsorted(place, bounds * size)
+        shuffled.append(order)
+        parts.append([x.split(ends.diff().tolist()) for x in (place, train[rows])])
+    shuffled = torch.stack(shuffled).to(stack.device)
+    for k in range(stack.steps):
+        places = [place[k] - k * size for place, _ in parts]
+        rows = pad_sequence([rows[k] for _, rows in parts], batch_first=True).to(stack.device)
+        place = pad_sequence(places, batch_first=True, padding_value=-1).to(stack.device)
+        users = shuffled[:, k * size : (k + 1) * size]
+        pair = stack.items[rows], stack.ratings[rows]
+        yield Batch(users, *pair, place=place.clamp(min=0), real=place >= 0)
+
+
+BATCHES = {"interaction": interaction_batches, "user": user_batches}
+
+
+# ---- the stack -----------------------------------------------------------------------------
+
+
+COUNT, RATE, POSITIVE = (1, 2**31 - 1), (0.0, 0.99), (1e-12, math.inf)
+
+
+@dataclass
+class Options:
+    """How a stack trains.
+
+    Each field is an argument of Stack, a flag of train.py and an entry of config.json.
     """
 
-    def __init__(self, parameters: Tensor, lr: float, weight_decay: float | Tensor):
-        self.parameters, self.lr, self.weight_decay = parameters, lr, weight_decay
-        self.state = {name: torch.zeros_like(parameters) for name in ("mean", "square")}
-        self.state["steps"] = torch.zeros((), device=parameters.device)
+    loss: Annotated[
+        str, "factorization loss: 1 − σ(p⁺ − p⁻), −log σ(p⁺ − p⁻), or over the catalogue", LOSSES
+    ] = "sigmoid"
+    exclude_positives: Annotated[
+        bool, "never draw one of the user's own training items as a negative"
+    ] = False
+    epochs: Annotated[int, "passes over the training interactions", COUNT] = 200
+    batch_by: Annotated[str, "a batch is of interactions, or of users with all theirs", BATCHES] = (
+        "interaction"
+    )
+    batch_size: Annotated[int, "interactions, or users, a step", COUNT] = 256
+    optimizer: Annotated[str, "adam or sgd", OPTIMIZERS] = "adam"
+    lr: Annotated[float, "learning rate", POSITIVE] = 1e-3
+    schedule: Annotated[
+        str,
+        "the learning rate over the epochs: as it is, or to 0 as a cosine",
+        ("constant", "cosine"),
+    ] = "constant"
+    weight_decay: Annotated[
+        tuple[float, ...],
+        "weight decay of all parameters, decoupled in adam; or three, of the tables' columns that "
+        "are ranking's own, common, and rating's own",
+        (0.0, math.inf),
+    ] = (0.0,)
+    ranking_dropout: Annotated[float, "dropout of the user's vector that ranking sees", RATE] = 0.0
+    rating_dropout: Annotated[float, "dropout of both vectors that rating sees", RATE] = 0.0
+    leave_one_out: Annotated[
+        bool, "in training, predict an interaction as if it weren't in the histories"
+    ] = False
+    log_gradients: Annotated[
+        bool, "log cosine and norm ratio of the tasks' gradients, once an epoch"
+    ] = False
+    compile: Annotated[
+        bool, "compile the losses: faster for large batches (needs a C++ compiler, or CUDA)"
+    ] = False
 
-    @torch.no_grad()
-    def step(self) -> None:
-        mean, square, steps = self.state.values()
-        steps.add_(1)
-        decay = self.weight_decay
-        if isinstance(decay, Tensor):  # the kernel knows one for all
-            self.parameters.addcmul_(self.parameters, decay, value=-self.lr)
-            decay = 0.0
-        torch._fused_adamw_(
-            [self.parameters],
-            [self.parameters.grad],
-            [mean],
-            [square],
-            [],
-            [steps],
-            lr=self.lr,
-            beta1=0.9,
-            beta2=0.999,
-            weight_decay=decay,
-            eps=1e-8,
-            amsgrad=False,
-            maximize=False,
-        )
+    def check(self, structure: Structure) -> None:
+        """Raises ValueError for options that contradict each other or the model's structure."""
+        by_user, pairwise = self.batch_by == "user", self.pairwise
+        histories = structure.user_history or structure.item_history
+        if len(self.weight_decay) not in (1, 3):
+            raise ValueError(f"--weight-decay takes 1 or 3 values, not {len(self.weight_decay)}")
+        if by_user and pairwise:
+            raise ValueError(
+                f"--batch-by user needs a loss over the catalogue, like --loss softmax: "
+                f"--loss {self.loss} samples by interaction"
+            )
+        if self.exclude_positives and not pairwise:
+            raise ValueError(
+                f"--exclude-positives has no effect on --loss {self.loss}: drop one of them"
+            )
+        if self.leave_one_out and not (by_user and histories):
+            raise ValueError("--leave-one-out needs a history and --batch-by user")
+        if self.compile and (by_user or histories or self.ranking_dropout or self.rating_dropout):
+            raise ValueError("--compile is for batches by interaction, without history or dropout")
 
-
-class SGD:
-    """Plain gradient descent: θ ← θ − lr · (gradient + weight_decay · θ). No state."""
-
-    def __init__(self, parameters: Tensor, lr: float, weight_decay: float | Tensor):
-        self.parameters, self.lr, self.weight_decay = parameters, lr, weight_decay
-        self.state: dict[str, Tensor] = {}
-
-    @torch.no_grad()
-    def step(self) -> None:
-        if isinstance(self.weight_decay, Tensor) or self.weight_decay:
-            self.parameters.mul_(1 - self.lr * self.weight_decay)
-        self.parameters.add_(self.parameters.grad, alpha=-self.lr)
-
-
-OPTIMIZERS = {"adam": Adam, "sgd": SGD}
+    @property
+    def pairwise(self) -> bool:
+        """Whether the factorization loss is of pairs of a positive and a sampled negative."""
+        return not isinstance(LOSSES[self.loss], OverCatalogue)
 
 
 class Stack:
@@ -182,20 +324,9 @@ class Stack:
         train: (R, n) the rows of these that each run trains on.
         seeds: (R,) keys of the random streams: the same seed draws the same order and negatives.
         lambda_f, lambda_r: (R,) task weights λ_F and λ_R.
-        loss: "sigmoid", "bpr" or "softmax".
-        exclude_positives: never draw one of the user's own training items as a negative.
-        optimizer: "adam" or "sgd"; ``lr`` its learning rate.
-        weight_decay: of all parameters; or three, of the embedding tables alone, for the columns
-            of ranking's own, common, and rating's own.
-        schedule: "constant", or "cosine": the rate of step t of T is lr · (1 + cos(π t / T)) / 2.
-        epochs: how many there will be, which the cosine needs.
-        history_dropout, ranking_dropout, rating_dropout: rates of dropout in training, of the
-            interactions in a history, of u_i in the ranking window, of u_i and q_j in the rating
-            window.
-        average: the parameters returned are the exponential average of the steps', with this
-            decay (the plain mean of the first 1 / (1 − decay) steps). 0: the last step's.
-        log_gradients: measure the tasks' gradients at the first batch of each epoch.
-        compile: compile the losses and their gradients (needs a C++ compiler, or CUDA).
+        options: the fields of Options.
+
+    Raises ValueError as Options.check does.
     """
 
     def __init__(
@@ -208,24 +339,11 @@ class Stack:
         seeds: Sequence[int | str],
         lambda_f: Sequence[float],
         lambda_r: Sequence[float],
-        loss: str = "sigmoid",
-        exclude_positives: bool = False,
-        batch_size: int = 256,
-        optimizer: str = "adam",
-        lr: float = 1e-3,
-        weight_decay: float | Sequence[float] = 0.0,
-        schedule: str = "constant",
-        epochs: int = 1,
-        history_dropout: float = 0.0,
-        ranking_dropout: float = 0.0,
-        rating_dropout: float = 0.0,
-        average: float = 0.0,
-        log_gradients: bool = False,
-        compile: bool = False,
+        **options,
     ):
-        self.log_gradients, self.exclude_positives = log_gradients, exclude_positives
-        self.net, self.seeds, self.loss, self.batch_size = net, list(seeds), loss, batch_size
-        self.device = net.users.device
+        self.options = Options(**options)
+        self.options.check(net.structure)
+        self.net, self.seeds, self.device = net, list(seeds), net.users.device
         self.users = torch.tensor(users, device=self.device)
         self.items = torch.tensor(items, device=self.device)
         self.ratings = torch.tensor(ratings, device=self.device)
@@ -233,189 +351,154 @@ class Stack:
         self.lambda_f = torch.as_tensor(lambda_f, dtype=torch.float32, device=self.device)
         self.lambda_r = torch.as_tensor(lambda_r, dtype=torch.float32, device=self.device)
         self.samplers = []
-        if loss in PAIRWISE:
+        if self.options.pairwise:
             self.samplers = [
-                NegativeSampler(self.users[rows], self.items[rows], net.n_items, exclude_positives)
+                NegativeSampler(
+                    self.users[rows], self.items[rows], net.n_items, self.options.exclude_positives
+                )
                 for rows in self.train
             ]
-        self.lr, self.schedule, self.epochs = lr, schedule, epochs
-        dropout = history_dropout, ranking_dropout, rating_dropout
-        self.history_dropout, self.ranking_dropout, self.rating_dropout = dropout
-        self.streams: list[torch.Generator] = []
-        self.steps = math.ceil(self.rows_to_batch() / batch_size)
-        self.optimizer_class, self.weight_decay = OPTIMIZERS[optimizer], weight_decay
-        self.average = average
-        self.returned = copy.deepcopy(net) if average else net
-        self._flatten([parameter.data for parameter in net.parameters()])
+        n_rows = net.n_users if self.options.batch_by == "user" else self.train.shape[1]
+        self.steps = math.ceil(n_rows / self.options.batch_size)  # an epoch
+        self.streams: list[torch.Generator] = []  # of dropout, one a run
+        self._allocate()
         self._observe()
-        self.plain = (  # the reference's step, which gradients.py writes out
-            not any((*dropout, *net.histories(), net.rating_head != "mlp"))
-        )
-        # A captured step has its rate and its draws fixed.
-        self.replayable = self.plain and self.device.type == "cuda" and schedule == "constant"
-        self.compiled = compile
-        self.training_losses = self.losses
-        if compile:  # autograd's step fuses better than the one written out, and wins when large
-            self.training_losses = torch.compile(self.losses, dynamic=False)
-        self.graph = None
+        self.compiled = None
+        if self.options.compile:
+            self.compiled = torch.compile(lambda batch: self.losses(batch), dynamic=False)
+        self.written_out: bool | None = None  # whether gradients.py steps; None: not settled yet
+        self.captured: gradients.CapturedStep | None = None
 
-    def _flatten(self, values: list[Tensor], average: Tensor | None = None) -> None:
-        """Put all parameters in one flat tensor, each a view of it, and likewise the gradients.
-
-        One memory fill clears the gradients, and one fused call updates all parameters.
-        """
-        self.parameters = torch.nn.Parameter(torch.cat([value.flatten() for value in values]))
-        self.parameters.grad = torch.zeros_like(self.parameters)
-        for parameter, view, slope in zip(
-            self.net.parameters(),
-            self._views(self.parameters.data, values),
-            self._views(self.parameters.grad, values),
-            strict=True,
-        ):
-            parameter.data, parameter.grad = view, slope
-        if self.average:
-            self.averaged = self.parameters.detach().clone() if average is None else average
-            views = self._views(self.averaged, values)
-            for parameter, view in zip(self.returned.parameters(), views, strict=True):
-                parameter.data = view
-        decay = self.weight_decay
-        if isinstance(decay, Sequence):
-            decay = self._decay_by_column(*decay)
-        self.optimizer = self.optimizer_class(self.parameters, self.lr, decay)
-
-    @staticmethod
-    def _views(flat: Tensor, like: list[Tensor]) -> list[Tensor]:
-        parts = flat.split([value.numel() for value in like])
-        return [part.view(value.shape) for part, value in zip(parts, like, strict=True)]
-
-    def _decay_by_column(self, ranking: float, common: float, rating: float) -> Tensor:
-        """The weight decay of each parameter, flat: that of its column in the tables, else 0."""
-        net = self.net
-        sizes = [net.ranking_dim - net.shared_dims, net.shared_dims]
-        sizes += [net.rating_dim - net.shared_dims]
-        columns = torch.tensor([ranking, common, rating]).repeat_interleave(torch.tensor(sizes))
-        tables = net.tables()
-        return torch.cat(
-            [
-                (columns if name in tables else torch.zeros(1)).to(p).expand(p.shape).flatten()
-                for name, p in net.named_parameters()
-            ]
+    def _allocate(self) -> None:
+        self.memory, options = Flat(self.net), self.options
+        self.optimizer = make_optimizer(
+            options.optimizer, self.net, self.memory, options.lr, options.weight_decay
         )
 
     def _observe(self) -> None:
         train = self.train.to(self.device)
-        for net in {self.net, self.returned}:
-            net.observe(self.users[train], self.items[train], self.ratings[train])
+        self.net.observe(self.users[train], self.items[train], self.ratings[train])
 
-    def mask(self, like: Tensor, rate: float, sizes: Sequence[int] | None = None) -> Tensor:
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        """The epoch's batches, in the order of its steps."""
+        return BATCHES[self.options.batch_by](self, epoch)
+
+    # ---- what is trained
+
+    def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """L_F and L_R of a batch, (R,) each: what trains, whatever computes its gradients.
+
+        The user bias a_i is the same in p⁺ and p⁻, and in all scores of a user: it cancels in
+        every factorization loss and is left out. The rating head runs on the positives alone.
+        """
+        if batch.place is not None:
+            return self._losses_by_user(batch)
+        net, options = self.net, self.options
+        loss, u = LOSSES[options.loss], net.user_rows(batch.users)
+        u_f = self.dropped(net.ranking_window(u), options.ranking_dropout)
+        if options.pairwise:
+            ids = torch.cat([batch.items, batch.negatives], 1)  # one lookup a table
+            rows = net.item_rows(ids).tensor_split(2, 1)
+            biases = net.rows(net.item_bias, ids).squeeze(-1).tensor_split(2, 1)
+            scores = [
+                (u_f * net.ranking_window(q)).sum(-1) + bias
+                for q, bias in zip(rows, biases, strict=True)
+            ]
+            factorization, q = loss(*scores), rows[0]
+        else:
+            q_f, item_bias = net.ranking_window(net.catalogue()), net.item_bias.transpose(1, 2)
+            scores = torch.baddbmm(item_bias, u_f, q_f.transpose(1, 2))  # (R, B, n_items)
+            factorization, q = loss.loss(scores, batch.items), net.item_rows(batch.items)
+        rated = [self.dropped(net.rating_window(x), options.rating_dropout) for x in (u, q)]
+        predicted = net.rating(batch.users, batch.items, *rated)
+        return factorization, regression_loss(predicted, batch.ratings)
+
+    def _losses_by_user(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The same of users with all their interactions, at one row of scores a user.
+
+        Left out of the histories, an interaction is predicted from u_i − k ∘ h_j / √n_i and
+        q_j − k' ∘ g_i / √n_j, k and k' the dropout factors of the two rows: as it is at test,
+        where it isn't among what is known. Source: the zero diagonal of Steck, EASE, WWW 2019.
+        """
+        net, options, place, items = self.net, self.options, batch.place, batch.items
+        who, at = batch.user_ids, place * net.n_items + items  # of each interaction in (R, U · n)
+        u, q = net.user_rows(batch.users), net.catalogue()
+        parts = net.history_parts(batch.users) if options.leave_one_out else (None, None)
+
+        keep = self.mask(net.ranking_window(u), options.ranking_dropout)
+        u_f, q_f = net.ranking_window(u) * keep, net.ranking_window(q)
+        scores = net.scores_of_all(u_f, q_f)
+        if options.leave_one_out:
+            size = len(at), scores[0].numel() + 1  # the last for padding
+            picked = torch.zeros(size, dtype=torch.bool, device=at.device)
+            picked.scatter_(1, at.where(batch.real, size[1] - 1), True)
+            own = net.own_part_of_scores(batch.users, u_f, q_f, keep, *parts)
+            scores = torch.where(picked[:, :-1].view_as(scores), scores - own, scores)
+        factorization = LOSSES[options.loss].loss(scores, items, place, batch.real)
+
+        vectors = []
+        for rows, ids, others, part in ((u, place, items, parts[0]), (q, items, who, parts[1])):
+            rows = net.rating_window(rows)
+            keep = self.mask(rows, options.rating_dropout)
+            vector = net.rows(rows * keep, ids)
+            if part is not None:
+                table, scale = part
+                own = net.rows(net.rating_window(table), others)
+                vector = torch.addcmul(vector, own, net.rows(keep * scale, ids), value=-1)
+            vectors.append(vector)
+        predicted = net.rating(who, items, *vectors)
+        return factorization, regression_loss(predicted, batch.ratings, batch.real)
+
+    def mask(self, like: Tensor, rate: float) -> Tensor:
         """Dropout's factors, 1[uniform ≥ rate] / (1 − rate), each run's from its own stream.
 
-        For (R, ...) values; or flat ones, of which run r's are sizes[r] in a row.
-        Source: Srivastava et al., JMLR 2014.
+        (R, ...) -> the same shape. Source: Srivastava et al., JMLR 2014.
         """
         if not rate:
             return like.new_ones(1).expand_as(like)
-        sizes = sizes or [like[0].numel()] * len(like)
+        n = like[0].numel()
         # Four draws of 16 bits from each of 64: drawing is a tenth of a step otherwise.
         draws = [
             torch.empty(-(-n // 4), dtype=torch.int64).random_(-(2**63), None, generator=own)
-            for n, own in zip(sizes, self.streams, strict=True)
+            for own in self.streams
         ]
-        uniform = torch.cat([d.view(torch.int16)[:n] for d, n in zip(draws, sizes, strict=True)])
+        uniform = torch.stack([draw.view(torch.int16)[:n] for draw in draws])
         keep = (uniform >= round(rate * 2**16) - 2**15).to(like.dtype).div_(1 - rate)
         return keep.to(like.device).view(like.shape)
 
     def dropped(self, values: Tensor, rate: float) -> Tensor:
         return values * self.mask(values, rate) if rate else values
 
-    def thin(self, weights: Tensor, sizes: Sequence[int]) -> Tensor:
-        rate = self.history_dropout
-        return weights * self.mask(weights, rate, sizes) if rate else weights
+    # ---- a step
 
-    def losses(
-        self, users: Tensor, items: Tensor, negatives: Tensor | None, ratings: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """(R, B) each -> L_F and L_R, (R,) each, for autograd.
-
-        Not what trains by default: gradients.py writes this and its gradients out for the losses
-        it knows, and must change with it. The tests hold the two together.
-
-        The user bias a_i is the same in p⁺ and p⁻, and in all scores of a user: it cancels in
-        every factorization loss and is left out. The rating head runs on the positives alone.
-        """
-        net = self.net
-        u, q = net.user_rows(users, self.thin), net.item_rows(items, self.thin)
-        u_f = self.dropped(net.ranking_window(u), self.ranking_dropout)
-        if negatives is None:
-            item_bias = net.item_bias.transpose(1, 2)  # (R, 1, n_items)
-            catalogue = net.ranking_window(net.catalogue(self.thin)).transpose(1, 2)
-            factorization = softmax_loss(torch.baddbmm(item_bias, u_f, catalogue), items)
-        else:
-            scores = [
-                (u_f * net.ranking_window(rows)).sum(-1) + net.rows(net.item_bias, ids).squeeze(-1)
-                for rows, ids in ((q, items), (net.item_rows(negatives, self.thin), negatives))
-            ]
-            factorization = PAIRWISE[self.loss](*scores)
-        rated = [self.dropped(net.rating_window(rows), self.rating_dropout) for rows in (u, q)]
-        return factorization, regression_loss(net.rating(users, items, *rated), ratings)
-
-    def _gradients(self, *batch: Tensor | None):
-        """Fill the gradients of a batch; L_F and L_R, (R,) each."""
-        self.parameters.grad.zero_()
-        if self.plain and self.loss in WRITTEN_OUT and not self.compiled:
-            return pairwise_step(self.net, self.loss, *batch, self.lambda_f, self.lambda_r)
-        losses = self.training_losses(*batch)
+    def fill_gradients(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Fill the gradients of λ_F·L_F + λ_R·L_R on a batch; L_F and L_R, (R,) each."""
+        self.memory.grads.zero_()
+        if self.written_out:
+            return gradients.pairwise_step(self, batch)
+        losses = (self.compiled or self.losses)(batch)
         weights = self.lambda_f, self.lambda_r
         sum(weight.dot(loss) for weight, loss in zip(weights, losses, strict=True)).backward()
-        return [loss.detach() for loss in losses]
+        return tuple(loss.detach() for loss in losses)
 
-    def _step(self, *batch: Tensor | None):
-        """One optimizer step on a batch; L_F and L_R, (R,) each."""
-        losses = self._gradients(*batch)
+    def step(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """One optimizer step on a batch; L_F and L_R before it, (R,) each."""
+        losses = self.fill_gradients(batch)
         self.optimizer.step()
         return losses
 
-    def warm_up(self) -> None:
-        """Compile for the batch shapes of an epoch, without a step."""
-        shapes = {batch[0].shape: batch for batch in self.batches(0)}
-        for batch in shapes.values():
-            self._gradients(*batch)
+    def prepare(self) -> None:
+        """Settle what computes the gradients, and compile; no step is made.
 
-    def batches(self, epoch: int):
-        """The epoch's batches (users, items, negatives or None, ratings), (R, B) each, shuffled.
-
-        Order and negatives depend on seed and epoch alone. The last batch is the short one.
+        gradients.py steps where it is proved equal to `losses` here and now, else autograd does.
         """
-        n = self.train.shape[1]
-        rows, negatives = [], []
-        for r, seed in enumerate(self.seeds):
-            order = torch.randperm(n, generator=random_stream(seed, "order", epoch))
-            rows.append(self.train[r][order])
-            if self.samplers:
-                users = self.users[rows[r]] if self.exclude_positives else rows[r]  # n is enough
-                stream = random_stream(seed, "negatives", epoch)
-                negatives.append(self.samplers[r].draw(users, stream))
-        block = self.batch_size * max(1, BLOCK // (self.batch_size * len(self.seeds)))
-        for start in range(0, n, block):
-            part = slice(start, start + block)
-            here = torch.stack([run_rows[part] for run_rows in rows]).to(self.device)
-            users, items, ratings = self.users[here], self.items[here], self.ratings[here]
-            drawn = None
-            if negatives:
-                drawn = torch.stack([run_items[part] for run_items in negatives]).to(self.device)
-            for first in range(0, here.shape[1], self.batch_size):
-                batch = slice(first, first + self.batch_size)
-                negative = drawn[:, batch] if drawn is not None else None
-                yield users[:, batch], items[:, batch], negative, ratings[:, batch]
-
-    def rows_to_batch(self) -> int:
-        """How many rows an epoch divides into batches."""
-        return self.train.shape[1]
-
-    @staticmethod
-    def interactions_in(batch: tuple[Tensor | None, ...]) -> int | Tensor:
-        """How many interactions of each run a batch holds."""
-        return batch[0].shape[1]
+        if self.written_out is None:
+            self.written_out = gradients.proved(self)
+        if self.written_out and self.device.type == "cuda" and self.options.schedule == "constant":
+            self.captured = self.captured or gradients.CapturedStep(self)
+        if self.compiled and not self.captured:
+            for batch in {batch.items.shape: batch for batch in self.batches(0)}.values():
+                self.fill_gradients(batch)
 
     def run_epoch(self, epoch: int) -> dict[str, Tensor]:
         """Train each run once on all its interactions; its losses, (R,) each, on the CPU.
@@ -424,38 +507,35 @@ class Stack:
         step. Nothing waits for the device before the end of the epoch. With ``log_gradients`` the
         first batch's gradients are measured as well.
         """
+        if self.written_out is None:
+            self.prepare()
         totals = torch.zeros(2, len(self.seeds), device=self.device)
         measured = {}
         for k, batch in enumerate(self.batches(epoch)):
-            if self.log_gradients and not measured:
-                self._draw_from("measured dropout", epoch)
-                measured = self.measure_gradients(batch)
             if k == 0:
+                if self.options.log_gradients:
+                    self._draw_from("measured dropout", epoch)
+                    measured = self.measure_gradients(batch)
                 self._draw_from("dropout", epoch)
-            if self.schedule == "cosine":
-                done = (epoch + k / self.steps) / self.epochs
-                self.optimizer.lr = self.lr * (1 + math.cos(math.pi * done)) / 2
-            size = self.interactions_in(batch)
-            replay = self.replayable and size == self.batch_size
-            losses = (self._replay if replay else self._step)(*batch)
+            if self.options.schedule == "cosine":
+                done = (epoch + k / self.steps) / self.options.epochs
+                self.optimizer.lr = self.options.lr * (1 + math.cos(math.pi * done)) / 2
+            losses = (self.captured or self.step)(batch)
             for total, loss in zip(totals, losses, strict=True):
-                total.add_(loss * size)
-            if self.average:
-                done = epoch * self.steps + k
-                decay = min(self.average, done / (done + 1))
-                self.averaged.lerp_(self.parameters.detach(), 1 - decay)
-        means = totals / self.train.shape[1]
+                total.add_(loss * batch.size)
+        factorization, regression = totals / self.train.shape[1]
+        joint = self.lambda_f * factorization + self.lambda_r * regression
         return {
-            "factorization_loss": means[0].cpu(),
-            "regression_loss": means[1].cpu(),
-            "joint_loss": (self.lambda_f * means[0] + self.lambda_r * means[1]).cpu(),
+            "factorization_loss": factorization.cpu(),
+            "regression_loss": regression.cpu(),
+            "joint_loss": joint.cpu(),
             **measured,
         }
 
     def _draw_from(self, purpose: str, epoch: int) -> None:
         self.streams = [random_stream(seed, purpose, epoch) for seed in self.seeds]
 
-    def measure_gradients(self, batch: tuple[Tensor | None, ...]) -> dict[str, Tensor]:
+    def measure_gradients(self, batch: Batch) -> dict[str, Tensor]:
         """How the two tasks pull at each embedding table: (R,) each, NaN where one doesn't pull.
 
         With g_F and g_R the gradients of L_F and L_R (not weighted) in a table: their cosine
@@ -465,7 +545,7 @@ class Stack:
         tables = {"users": self.net.users, "items": self.net.items}
         by_task = [
             torch.autograd.grad(loss.sum(), list(tables.values()), retain_graph=True)
-            for loss in self.losses(*batch)
+            for loss in self.losses(batch)
         ]
         measured = {}
         for name, ranking, rating in zip(tables, *by_task, strict=True):
@@ -475,29 +555,7 @@ class Stack:
             measured[f"{name}_norm_ratio"] = (norms[0] / norms[1]).cpu()
         return measured
 
-    def _replay(self, *batch: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The step as one CUDA graph launch: captured at its first full batch, then replayed."""
-        if self.graph is None:
-            self.inputs = [None if part is None else part.clone() for part in batch]
-            before = list(self.state_dict().values())
-            saved = [tensor.clone() for tensor in before]
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                for _ in range(3):  # warm-up: allocates what the capture may not
-                    self._step(*self.inputs)
-            torch.cuda.current_stream().wait_stream(side)
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
-                self.outputs = self._step(*self.inputs)
-            # Neither the warm-up nor the capture may leave a trace in the run.
-            for tensor, value in zip(before, saved, strict=True):
-                tensor.copy_(value)
-        for held, part in zip(self.inputs, batch, strict=True):
-            if held is not None:
-                held.copy_(part)
-        self.graph.replay()
-        return self.outputs
+    # ---- its runs, and what is stored of it
 
     def broken_table(self, runs: Sequence[int]) -> str | None:
         """The name of the first parameter with a non-finite value in these runs, or None."""
@@ -508,31 +566,34 @@ class Stack:
 
     def keep(self, runs: Sequence[int]) -> None:
         """Go on with these runs of the stack alone."""
-        index, before = torch.as_tensor(runs), [p.data for p in self.net.parameters()]
-
-        def pick(flat: Tensor) -> Tensor:
-            return torch.cat([view[index].flatten() for view in self._views(flat, before)])
-
-        state = self.optimizer.state.items()
-        state = {name: pick(value) if value.dim() else value for name, value in state}
-        self._flatten(
-            [data[index] for data in before], pick(self.averaged) if self.average else None
-        )
+        index = torch.as_tensor(runs)
+        state = {
+            name: self.memory.pick(value, index) if value.dim() else value
+            for name, value in self.optimizer.state.items()
+        }
+        for parameter in self.net.parameters():
+            parameter.data, parameter.grad = parameter.data[index], None
+        self._allocate()
         self.optimizer.state = state
-        for net in {self.net, self.returned}:
-            net.run = net.run[: len(runs)]
+        self.net.run = self.net.run[: len(runs)]
         self.seeds = [self.seeds[r] for r in runs]
         self.samplers = [self.samplers[r] for r in runs] if self.samplers else []
         self.train = self.train[index]
         self.lambda_f, self.lambda_r = self.lambda_f[index], self.lambda_r[index]
         self._observe()
-        self.graph = None
+        self.captured = self.captured and gradients.CapturedStep(self)
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """All that going on needs besides the arguments: parameters and optimizer state."""
-        averaged = {"averaged": self.averaged} if self.average else {}
-        return {"parameters": self.parameters.detach(), **averaged, **self.optimizer.state}
+    def state_dict(self) -> dict[str, Tensor | bool | None]:
+        """All that going on needs besides the arguments."""
+        return {
+            "written_out": self.written_out,
+            "parameters": self.memory.values,
+            **self.optimizer.state,
+        }
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: dict[str, Tensor | bool | None]) -> None:
+        """Go on from a state; it steps on as it began."""
+        self.written_out = state["written_out"]
         for name, tensor in self.state_dict().items():
-            tensor.copy_(state[name])
+            if isinstance(tensor, Tensor):
+                tensor.copy_(state[name])

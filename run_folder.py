@@ -1,4 +1,4 @@
-"""The run folder: what training leaves of a run, and how to get the run back from it.
+"""The run folder: what training leaves of a run, how to go on with it, and how to get it back.
 
     config.json        every argument, resolved; versions, commit, device, SHA-256 of the data
     events.out.tfevents.*   the TensorBoard curves, a step an epoch
@@ -7,17 +7,23 @@
     checkpoint.pt      the parameters, as returned; the same in model.safetensors
     result.json        the final metrics: a run that has it is finished
     failed.json        instead of it, where and when a run stopped being finite
+    resume.pt          all that going on with a command needs, in the command's own folder
 
-Files that matter are written whole or not at all (temporary file, flush, rename), and none is
-ever read with pickle enabled.
+Every file of a run carries its run id, a digest of config.json. Files that matter are written whole
+or not at all (temporary file, flush, rename), and none is ever read with pickle enabled.
 """
 
 import contextlib
 import csv
+import functools
+import hashlib
 import io
 import json
 import os
+import platform
+import subprocess
 import time
+import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,26 +34,27 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from arguments import pick, plain, resolve
 from data import Interactions, Split, load
-from models import MultiTaskNet, OneRun
+from evaluation import METRICS
+from models import MultiTaskNet, OneRun, Structure
 
-TAGS = {  # the report's names of the curves
+TAGS = {  # columns of history.csv -> TensorBoard's names, the report's for its five curves
     "factorization_loss": "training/Factorization Loss",
     "regression_loss": "training/MSE",
     "joint_loss": "training/Joint Loss",
-    "mrr": "eval/Mean Reciprocal Rank",
-    "mse": "eval/MSE",
-    "val_mrr": "validation/Mean Reciprocal Rank",
-    "val_mse": "validation/MSE",
-    "users_cosine": "gradients/users, cosine of the tasks",
-    "users_norm_ratio": "gradients/users, norm of ranking over rating",
-    "items_cosine": "gradients/items, cosine of the tasks",
-    "items_norm_ratio": "gradients/items, norm of ranking over rating",
 }
-STRUCTURE = ("embedding_dim", "shared_dims", "ranking_dim", "rating_dim", "hidden", "rating_biases")
-STRUCTURE += ("rating_head", "user_history", "item_history")
+CURVES = [name for name, metric in METRICS.items() if metric.tag]  # evaluated every epoch
+TAGS |= {name: METRICS[name].tag for name in CURVES}
+TAGS |= {f"val_{name}": METRICS[name].tag.replace("eval/", "validation/") for name in CURVES}
+for _table in ("users", "items"):
+    TAGS[f"{_table}_cosine"] = f"gradients/{_table}, cosine of the tasks"
+    TAGS[f"{_table}_norm_ratio"] = f"gradients/{_table}, norm of ranking over rating"
 OURS = ("config.json", "history.csv", "split.npz", "checkpoint.pt", "model.safetensors")
 OURS += ("result.json", "failed.json", "resume.pt", "curves.png", "curves.svg")
+
+
+# ---- files ---------------------------------------------------------------------------------
 
 
 def write_whole(path: Path, content: bytes | memoryview) -> None:
@@ -63,12 +70,21 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def saved_bytes(save: Callable, *values, **named) -> memoryview:
+def saved_bytes(save: Callable, *values, run_id: str = "", **named) -> memoryview:
     """What torch.save or numpy.savez writes: in memory, since on a full disk they raise oddly."""
     buffer = io.BytesIO()
     values = (*values, buffer) if save is torch.save else (buffer, *values)
     save(*values, **named)
+    if run_id:  # both write zip archives, which have room for a comment
+        with zipfile.ZipFile(buffer, "a") as archive:
+            archive.comment = run_id.encode()
     return buffer.getbuffer()
+
+
+def run_id_of(path: Path) -> str:
+    """The run id in a file that saved_bytes made, "" if there is none."""
+    with zipfile.ZipFile(path) as archive:
+        return archive.comment.decode(errors="replace")
 
 
 def write_json(path: Path, value: object) -> None:
@@ -102,6 +118,69 @@ def clear(folder: Path) -> None:
             folder.rmdir()
 
 
+# ---- what a command will leave, and what it says of itself ---------------------------------
+
+
+def plan_runs(args: dict) -> list[dict]:
+    """The runs of a command, in order: seed, task weights, name, and the folder of each."""
+    weights = list(zip(args["lambda_f"], args["lambda_r"], strict=True))
+    runs = [dict(seed=s, lambda_f=f, lambda_r=r) for f, r in weights for s in args["seeds"]]
+    for run in runs:
+        run["name"] = f"f{plain(run['lambda_f'])}-r{plain(run['lambda_r'])}_seed{run['seed']}"
+        run["folder"] = Path(args["out"]) / (run["name"] if len(runs) > 1 else "")
+    return runs
+
+
+def command_folders(args: dict) -> list[Path]:
+    """The folders that a command writes, and those of the command before it in the same place."""
+    before = []
+    with contextlib.suppress(OSError, ValueError):
+        before = plan_runs(read_resume(Path(args["out"]))["args"])
+    folders = [run["folder"] for run in [*before, *plan_runs(args)]]
+    return list(dict.fromkeys([*folders, Path(args["out"])]))
+
+
+@functools.cache
+def commit() -> str | None:
+    """The commit of this code, None outside a git checkout."""
+    command, here = ["git", "rev-parse", "HEAD"], Path(__file__).parent
+    try:
+        done = subprocess.run(command, cwd=here, capture_output=True, text=True)
+    except OSError:
+        return None
+    return done.stdout.strip() or None
+
+
+def provenance() -> dict:
+    """What computed a result: versions and commit."""
+    versions = {"torch": str(torch.__version__), "numpy": np.__version__}
+    return {"versions": {"python": platform.python_version(), **versions}, "commit": commit()}
+
+
+def describe(args: dict, data: Interactions, run: dict, n_runs: int) -> dict:
+    """What config.json says of a run; ``run_id`` is a digest of all the rest."""
+    stacked = ("seeds", "lambda_f", "lambda_r", "out", "overwrite")
+    config = {
+        **told(run),
+        **{name: value for name, value in args.items() if name not in stacked},
+        "split_seed": run["seed"] if args["split_seed"] is None else args["split_seed"],
+        "n_users": data.n_users,
+        "n_items": data.n_items,
+        "data_sha256": data.sha256,
+        "stack_size": n_runs,
+        **provenance(),
+    }
+    return config | {"run_id": hashlib.sha256(json.dumps(config).encode()).hexdigest()[:16]}
+
+
+def told(run: dict) -> dict:
+    """What every result tells of its run."""
+    return {name: run[name] for name in ("name", "seed", "lambda_f", "lambda_r")}
+
+
+# ---- writing -------------------------------------------------------------------------------
+
+
 class RunFolder:
     """One run's folder while it trains: its history, in history.csv and in TensorBoard.
 
@@ -114,36 +193,40 @@ class RunFolder:
 
     def __init__(self, folder: Path, config: dict, split: Split, history: list[dict]):
         self.folder, self.config, self.history = folder, config, history
+        self.run_id = config["run_id"]
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "config.json", config)
         parts = {name: getattr(split, name) for name in ("train", "validation", "test")}
-        write_whole(folder / "split.npz", saved_bytes(np.savez_compressed, **parts))
+        content = saved_bytes(np.savez_compressed, run_id=self.run_id, **parts)
+        write_whole(folder / "split.npz", content)
         stale = list(folder.glob("events.out.tfevents.*"))
-        self.events = SummaryWriter(folder)
+        self.events = SummaryWriter(folder, filename_suffix=f".{self.run_id}")
         for row in history:
             self._log(row)
         self.events.flush()
         for path in stale:
             path.unlink()
-        self._open_history()
-
-    def _open_history(self) -> None:
-        names = [name for name in self.history[0] if name != "time"] if self.history else []
-        head = (",".join(names) + "\n" if names else "").encode()
-        rows = [_csv_line(row[name] for name in names) for row in self.history]
-        write_whole(self.folder / "history.csv", b"".join([head, *rows]))
-        self.csv = (self.folder / "history.csv").open("ab")
+        lines = [self._line(history[0])] if history else []
+        lines += [self._line(row.values()) for row in history]
+        write_whole(folder / "history.csv", b"".join(lines))
+        self.csv = (folder / "history.csv").open("ab")
 
     def append(self, row: dict) -> None:
         """Record an epoch. None stands for a value that was not measured."""
-        row = {**row, "time": time.time()}
+        row = {**row, "run_id": self.run_id, "time": time.time()}
         if not self.history:
-            self.csv.write((",".join(name for name in row if name != "time") + "\n").encode())
+            self.csv.write(self._line(row))
         self.history.append(row)
-        self.csv.write(_csv_line(value for name, value in row.items() if name != "time"))
+        self.csv.write(self._line(row.values()))
         self.csv.flush()
         self._log(row)
         self.events.flush()
+
+    @staticmethod
+    def _line(values: Iterable) -> bytes:
+        """A row as a line of history.csv, without its last value, the time of day."""
+        *cells, _ = values
+        return (",".join("" if cell is None else str(cell) for cell in cells) + "\n").encode()
 
     def _log(self, row: dict) -> None:
         for name, tag in TAGS.items():
@@ -153,8 +236,10 @@ class RunFolder:
     def save_parameters(self, parameters: dict[str, torch.Tensor]) -> None:
         """checkpoint.pt and model.safetensors: (M, ...) of every parameter of the M members."""
         parameters = {name: value.detach().cpu().clone() for name, value in parameters.items()}
-        write_whole(self.folder / "checkpoint.pt", saved_bytes(torch.save, parameters))
-        write_whole(self.folder / "model.safetensors", safetensors.torch.save(parameters))
+        whole = safetensors.torch.save(parameters, metadata={"run_id": self.run_id})
+        content = saved_bytes(torch.save, parameters, run_id=self.run_id)
+        write_whole(self.folder / "checkpoint.pt", content)
+        write_whole(self.folder / "model.safetensors", whole)
 
     def finish(self, result: dict, parameters: dict[str, torch.Tensor]) -> None:
         """Write the parameters, the hyperparameters with their metrics, and last result.json."""
@@ -166,19 +251,64 @@ class RunFolder:
         for name, value in metrics.items():
             self.events.add_scalar(name, value, result["epoch"])
         self.close()
-        write_json(self.folder / "result.json", result)
+        write_json(self.folder / "result.json", {**result, "run_id": self.run_id})
 
     def fail(self, failure: dict) -> None:
         """Record where the run stopped being finite; its last checkpoint stays as it is."""
-        write_json(self.folder / "failed.json", failure)
+        write_json(self.folder / "failed.json", {**failure, "run_id": self.run_id})
 
     def close(self) -> None:
         self.events.close()
         self.csv.close()
 
 
-def _csv_line(values: Iterable) -> bytes:
-    return (",".join("" if value is None else repr(value) for value in values) + "\n").encode()
+# ---- going on ------------------------------------------------------------------------------
+
+
+def read_resume(out: Path) -> dict:
+    """What resume.pt holds: the state of a command, its arguments among it.
+
+    Raises FileNotFoundError when there is no such file, ValueError when it is damaged or of
+    another version of this code.
+    """
+    if not (out / "resume.pt").is_file():
+        raise FileNotFoundError(f"--resume {out}: there is no resume.pt, so no run to go on with")
+    try:
+        state = torch.load(out / "resume.pt", map_location="cpu", weights_only=True)
+        state["args"]["out"] = str(out)  # the folder may have been moved
+    except Exception as error:
+        raise ValueError(f"--resume {out}: resume.pt is damaged ({type(error).__name__})") from None
+    if other := state["args"].keys() ^ resolve([]).keys():
+        raise ValueError(
+            f"--resume {out}: another version of this code wrote resume.pt (it differs in "
+            f"{', '.join(sorted(other))}); config.json names its commit"
+        )
+    return state
+
+
+def finished_results(state: dict) -> list[dict] | None:
+    """The results of the command that a resume.pt is of, or None if it isn't finished.
+
+    Raises ValueError for a damaged result.json.
+    """
+    results = []
+    for r, run in enumerate(plan_runs(state["args"])):
+        path = run["folder"] / "result.json"
+        if r in state["failed"] and (
+            not state["active"] or state["epoch"] == state["args"]["epochs"]
+        ):
+            results.append({**told(run), **state["failed"][r]})
+        elif path.is_file():
+            try:
+                results.append(json.loads(path.read_text()))
+            except ValueError:
+                raise ValueError(f"{path} is damaged") from None
+        else:
+            return None
+    return results
+
+
+# ---- getting a run back --------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -197,7 +327,8 @@ def load_run(folder: str | Path) -> Run:
 
     Raises:
         FileNotFoundError: when the folder holds no run trained to its end.
-        ValueError: when the data is no longer what the run was trained on.
+        ValueError: when the data is no longer what the run was trained on, when files are of
+            different runs, or when another version of this code wrote them.
     """
     folder = Path(folder)
     for name in ("config.json", "checkpoint.pt", "split.npz"):
@@ -206,6 +337,11 @@ def load_run(folder: str | Path) -> Run:
             hint = f"; name one run in it, like {runs[0]}" if runs else ""
             raise FileNotFoundError(f"{folder} holds no trained run: {name} is missing{hint}")
     config = json.loads((folder / "config.json").read_text())
+    if "run_id" not in config:
+        raise ValueError(
+            f"{folder} was written by an earlier version of this code, commit "
+            f"{config.get('commit')}: that reads it"
+        )
     data = load(config["data"])
     if data.sha256 != config["data_sha256"]:
         raise ValueError(
@@ -219,16 +355,24 @@ def load_run(folder: str | Path) -> Run:
     with np.load(folder / "split.npz", allow_pickle=False) as arrays:
         split = Split(**arrays)
     parameters = torch.load(folder / "checkpoint.pt", weights_only=True)
-    structure = {name: config[name] for name in STRUCTURE if name in config}
+    with (folder / "history.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    ids = {
+        **{name: run_id_of(folder / name) for name in ("split.npz", "checkpoint.pt")},
+        "history.csv": rows[-1].get("run_id") if rows else None,
+        "result.json": json.loads((folder / "result.json").read_text()).get("run_id"),
+    }
+    for name, run_id in ids.items():
+        if run_id != config["run_id"]:
+            raise ValueError(f"{folder}: {name} and config.json are of different runs")
     members = range(config["ensemble"])
-    net = MultiTaskNet(data.n_users, data.n_items, seeds=members, **structure)
+    net = MultiTaskNet(data.n_users, data.n_items, seeds=members, **pick(Structure, config))
     net.load_state_dict(parameters)
     trained = np.stack([split.train for _ in members])
     columns = (data.user_ids, data.item_ids, data.ratings)
     net.observe(*(torch.tensor(column[trained]) for column in columns))
-    with (folder / "history.csv").open(newline="") as file:
-        history = [
-            {name: float(cell) if cell else None for name, cell in row.items()}
-            for row in csv.DictReader(file)
-        ]
+    history = [
+        {name: float(cell) if cell else None for name, cell in row.items() if name != "run_id"}
+        for row in rows
+    ]
     return Run(OneRun(net.requires_grad_(False).eval()), data, split, config, history)

@@ -9,32 +9,42 @@ with `python plot.py runs/NAME`. The last line on stdout is the result as JSON, 
 stderr. Bad input ends in one line and exit code 2.
 """
 
-import contextlib
-import functools
+import ctypes
 import json
 import math
 import os
-import platform
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-import scipy.stats
 import torch
 from tqdm import tqdm
 
-from arguments import plain, resolve
-from by_user import UserStack
+from arguments import pick, resolve
 from data import Interactions, Split, load, random_split, temporal_split
 from evaluation import Evaluator, NonFinite
-from models import MultiTaskNet
-from multitask import Stack
-from run_folder import STRUCTURE, RunFolder, clear, holds_run, load_run, saved_bytes, write_whole
+from models import MultiTaskNet, Structure
+from multitask import Options, Stack
+from run_folder import (
+    CURVES,
+    RunFolder,
+    clear,
+    command_folders,
+    describe,
+    finished_results,
+    holds_run,
+    load_run,
+    plan_runs,
+    read_resume,
+    saved_bytes,
+    told,
+    write_whole,
+)
 
 __all__ = ["Training", "load_run", "main"]
 
@@ -48,22 +58,22 @@ def say(text: str) -> None:
 
 def set_machine(args: dict) -> None:
     """Device, threads and determinism. Raises ValueError for a device that isn't there."""
-    try:
+    n = torch.cuda.device_count()
+    device = None
+    with suppress(RuntimeError):
         device = torch.device(args["device"])
-        there = device.type == "cpu" or (
-            device.type == "cuda" and (device.index or 0) < torch.cuda.device_count()
-        )
-    except RuntimeError:
-        there = False
-    if not there:
-        n = torch.cuda.device_count()
+    if device is None or not (device.type == "cpu" or device.type == "cuda" and _index(device) < n):
         has = "no CUDA device" if n == 0 else f"{n} CUDA device(s), from cuda:0"
         raise ValueError(f"--device {args['device']} isn't there: use cpu; this machine has {has}")
     if device.type == "cuda":
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(_index(device))
     torch.set_num_threads(args["threads"])
     # Adam's averages of a row that is seldom drawn decay below 1e-38, where the CPU crawls.
     torch.set_flush_denormal(True)
+    with suppress(OSError, AttributeError):  # glibc: memory freed goes to the next tensor, not to
+        libc = ctypes.CDLL(None)  # the system, whose fresh pages cost as much as the arithmetic
+        libc.mallopt(-4, 0)  # M_MMAP_MAX
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
     if args["deterministic"]:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -73,23 +83,8 @@ def set_machine(args: dict) -> None:
         args["compile"] = False
 
 
-def plan_runs(args: dict) -> list[dict]:
-    """The runs of the command, in order: seed, task weights, and the folder of each."""
-    weights = list(zip(args["lambda_f"], args["lambda_r"], strict=True))
-    runs = [dict(seed=s, lambda_f=f, lambda_r=r) for f, r in weights for s in args["seeds"]]
-    for run in runs:
-        run["name"] = f"f{plain(run['lambda_f'])}-r{plain(run['lambda_r'])}_seed{run['seed']}"
-        run["folder"] = Path(args["out"]) / (run["name"] if len(runs) > 1 else "")
-    return runs
-
-
-def command_folders(args: dict) -> list[Path]:
-    """The folders that a command writes, and those of the command before it in the same place."""
-    before = []
-    with contextlib.suppress(OSError, ValueError):
-        before = plan_runs(stored(Path(args["out"]))[0]["args"])
-    folders = [run["folder"] for run in [*before, *plan_runs(args)]]
-    return list(dict.fromkeys([*folders, Path(args["out"])]))
+def _index(device: torch.device) -> int:
+    return device.index or 0
 
 
 def make_split(args: dict, data: Interactions, seed: int) -> Split:
@@ -103,16 +98,9 @@ def make_stack(args: dict, data: Interactions, runs: list[dict], splits: list[Sp
     """The stack of all runs, M members each: member 0 is the run alone."""
     members = range(args["ensemble"])
     keys = [f"{run['seed']}.{m}" if m else run["seed"] for run in runs for m in members]
-    structure = {name: args[name] for name in STRUCTURE}
-    net = MultiTaskNet(data.n_users, data.n_items, seeds=keys, **structure).to(args["device"])
-    names = ("loss", "exclude_positives", "batch_size", "optimizer", "lr", "weight_decay")
-    names += ("schedule", "epochs", "history_dropout", "ranking_dropout", "rating_dropout")
-    names += ("average", "log_gradients")
-    kind = Stack
-    if args["batch_by"] == "user":
-        kind, names = UserStack, (*names, "leave_one_out")
-    return kind(
-        net,
+    net = MultiTaskNet(data.n_users, data.n_items, seeds=keys, **pick(Structure, args))
+    return Stack(
+        net.to(args["device"]),
         data.user_ids,
         data.item_ids,
         data.ratings,
@@ -120,8 +108,7 @@ def make_stack(args: dict, data: Interactions, runs: list[dict], splits: list[Sp
         seeds=keys,
         lambda_f=[run["lambda_f"] for run in runs for _ in members],
         lambda_r=[run["lambda_r"] for run in runs for _ in members],
-        compile=args["compile"],
-        **{name: args[name] for name in names},
+        **pick(Options, args),
     )
 
 
@@ -140,41 +127,6 @@ def make_evaluator(args, data: Interactions, splits: list[Split], held_out: str,
         chunk=args["eval_chunk"],
         device=args["device"],
     )
-
-
-@functools.cache
-def commit() -> str | None:
-    """The commit of this code, None outside a git checkout."""
-    command, here = ["git", "rev-parse", "HEAD"], Path(__file__).parent
-    try:
-        done = subprocess.run(command, cwd=here, capture_output=True, text=True)
-    except OSError:
-        return None
-    return done.stdout.strip() or None
-
-
-def provenance() -> dict:
-    """What computed a result: versions and commit."""
-    versions = {"torch": torch.__version__, "numpy": np.__version__}
-    return {"versions": {"python": platform.python_version(), **versions}, "commit": commit()}
-
-
-def describe(args: dict, data: Interactions, run: dict, n_runs: int) -> dict:
-    """What config.json says of a run."""
-    stacked = ("seeds", "lambda_f", "lambda_r", "out", "overwrite")
-    return {
-        **{name: run[name] for name in ("name", "seed", "lambda_f", "lambda_r")},
-        **{name: value for name, value in args.items() if name not in stacked},
-        "split_seed": run["seed"] if args["split_seed"] is None else args["split_seed"],
-        "n_users": data.n_users,
-        "n_items": data.n_items,
-        "data_sha256": data.sha256,
-        "stack_size": n_runs,
-        **provenance(),
-    }
-
-
-# ---- training ------------------------------------------------------------------------------
 
 
 class StopSignals:
@@ -198,6 +150,9 @@ class StopSignals:
             signal.signal(kind, handler)
 
 
+# ---- training ------------------------------------------------------------------------------
+
+
 class Training:
     """The runs of one command, from their first epoch to their results.
 
@@ -208,7 +163,7 @@ class Training:
 
     def __init__(self, args: dict, state: dict | None = None):
         set_machine(args)
-        self.args, self.out = args, Path(args["out"])
+        self.args, self.out, self.epochs = args, Path(args["out"]), args["epochs"]
         self.data = load(args["data"])
         if self.data.n_items < 2:
             raise ValueError(f"{args['data']} has a single item: ranking needs at least 2")
@@ -219,64 +174,42 @@ class Training:
         self.epoch, self.seconds = 0, [0.0, 0.0]  # of training, of evaluation
         self.best: list[dict | None] = [None] * len(self.runs)  # metrics, and with --select more
         self.failed: dict[int, dict] = {}
+        self.configs = [describe(args, self.data, run, len(self.runs)) for run in self.runs]
         histories: list[list[dict]] = [[] for _ in self.runs]
         if state is not None:
             if state["data_sha256"] != self.data.sha256:
                 raise ValueError(f"{args['data']} is no longer the data that {self.out} began on")
+            if not state["stack"]["written_out"]:
+                self.stack.written_out = False  # it began by autograd
+        self.stack.prepare()
+        if state is not None:
             self.drop_to(state["active"])
             if self.active:
                 self.stack.load_state_dict(state["stack"])
             self.epoch, self.seconds = state["epoch"], state["seconds"]
             self.best, self.failed = state["best"], state["failed"]
-            histories = state["histories"]
+            self.configs, histories = state["configs"], state["histories"]
         self.saved = self.epoch
         self.make_evaluators()
         if state is None and args["overwrite"]:
             for folder in command_folders(args):
                 clear(folder)
-        self.folders = []
-        for run, split, history in zip(self.runs, self.splits, histories, strict=True):
-            config = describe(args, self.data, run, len(self.runs))
-            self.folders.append(RunFolder(run["folder"], config, split, history))
-
-    def make_evaluators(self) -> None:
-        if not self.active:
-            return
-        splits = [self.splits[r] for r in self.active]
-        self.test = make_evaluator(self.args, self.data, splits, "test", "train", "validation")
-        self.validate = None
-        if self.args["validation"]:
-            self.validate = make_evaluator(self.args, self.data, splits, "validation", "train")
-
-    def members(self, r: int) -> list[int]:
-        """Where run r's members stand in the stack."""
-        m = self.args["ensemble"]
-        first = self.active.index(r) * m
-        return list(range(first, first + m))
-
-    def parameters(self, r: int) -> dict[str, torch.Tensor]:
-        named = self.stack.returned.named_parameters()
-        return {name: value.detach()[self.members(r)] for name, value in named}
-
-    def drop_to(self, active: list[int]) -> None:
-        if active and active != self.active:
-            self.stack.keep([place for r in active for place in self.members(r)])
-        self.active = active
+        self.folders = [
+            RunFolder(run["folder"], *parts)
+            for run, *parts in zip(self.runs, self.configs, self.splits, histories, strict=True)
+        ]
 
     def train(self) -> list[dict]:
         """Train to the last epoch; the result of each run, in order."""
-        epochs = self.args["epochs"]
         if self.epoch == 0:
             self.save()
-        if self.args["compile"] and self.epoch < epochs:
-            self.stack.warm_up()
-        bar = tqdm(total=epochs, initial=self.epoch, unit="epoch", file=sys.stderr)
+        bar = tqdm(total=self.epochs, initial=self.epoch, unit="epoch", file=sys.stderr)
         with bar, StopSignals() as stop:
-            while self.epoch < epochs and self.active:
+            while self.epoch < self.epochs and self.active:
                 self.train_epoch(bar)
                 if stop.received or self.epoch % self.args["checkpoint_every"] == 0:
                     self.save()
-                if stop.received and self.epoch < epochs:
+                if stop.received and self.epoch < self.epochs:
                     say(
                         f"stopped after epoch {self.epoch}; go on with "
                         f"python train.py --resume {self.out}"
@@ -289,23 +222,26 @@ class Training:
         start = time.perf_counter()
         losses = self.losses_by_run(self.stack.run_epoch(self.epoch))
         trained = time.perf_counter()
-        due = (self.epoch + 1) % self.args["eval_every"] == 0 or self.epoch + 1 == bar.total
+        due = (self.epoch + 1) % self.args["eval_every"] == 0 or self.epoch + 1 == self.epochs
         tests, checks = self.evaluate() if due else ({}, {})
         seconds = trained - start, time.perf_counter() - trained
         self.seconds = [total + part for total, part in zip(self.seconds, seconds, strict=True)]
         for r in self.active:
             row = {"epoch": self.epoch, **losses[r]}
-            row |= {name: tests[r][name] if due else None for name in ("mrr", "mse")}
-            if self.args["validation"]:
-                row |= {f"val_{name}": checks[r][name] if due else None for name in ("mrr", "mse")}
-            row |= {"train_seconds": seconds[0], "eval_seconds": seconds[1]}
+            for name in CURVES:
+                row[name] = tests[r][name] if due else None
+            for name in CURVES if self.validate else ():
+                row[f"val_{name}"] = checks[r][name] if due else None
+            row["train_seconds"], row["eval_seconds"] = seconds
             self.folders[r].append(row)
             if due:
                 self.remember(r, tests[r], row)
         if self.active:
-            best, row = self.best[self.active[0]] or {}, losses[self.active[0]]
-            shown = dict(L_F=row["factorization_loss"], L_R=row["regression_loss"])
-            shown |= {name: best[name] for name in ("mrr", "mse") if best}
+            first = self.active[0]
+            shown = {"L_F": losses[first]["factorization_loss"]}
+            shown["L_R"] = losses[first]["regression_loss"]
+            for name in ("mrr", "mse") if self.best[first] else ():
+                shown[name] = self.best[first][name]
             bar.set_postfix({name: f"{value:.4f}" for name, value in shown.items()})
         self.epoch += 1
         bar.update()
@@ -327,16 +263,34 @@ class Training:
         self.drop(broken)
         return by_run
 
+    def make_evaluators(self) -> None:
+        self.test = self.validate = None
+        if self.active:
+            splits = [self.splits[r] for r in self.active]
+            self.test = make_evaluator(self.args, self.data, splits, "test", "train", "validation")
+            if self.args["validation"]:
+                self.validate = make_evaluator(self.args, self.data, splits, "validation", "train")
+
     def evaluate(self) -> tuple[dict[int, dict], dict[int, dict]]:
         """Test and validation metrics by run. Runs that predict no numbers are dropped."""
         while self.active:
             try:
-                tests = dict(zip(self.active, self.test(self.stack.returned), strict=True))
-                checks = self.validate(self.stack.returned) if self.validate else []
+                tests = dict(zip(self.active, self.test(self.stack.net), strict=True))
+                checks = self.validate(self.stack.net) if self.validate else []
                 return tests, dict(zip(self.active, checks, strict=bool(checks)))
             except NonFinite as error:
                 self.drop({self.active[place]: what for place, what in error.runs.items()})
         return {}, {}
+
+    def members(self, r: int) -> list[int]:
+        """Where run r's members stand in the stack."""
+        first = self.active.index(r) * self.args["ensemble"]
+        return list(range(first, first + self.args["ensemble"]))
+
+    def drop_to(self, active: list[int]) -> None:
+        if active and active != self.active:
+            self.stack.keep([place for r in active for place in self.members(r)])
+        self.active = active
 
     def drop(self, broken: dict[int, str]) -> None:
         """Go on without these runs, each recorded with the table that broke."""
@@ -359,9 +313,13 @@ class Training:
             value = math.log(row["val_mrr"]) - math.log(mse) if mse > 0 else math.inf
             if self.best[r] and value <= self.best[r]["value"]:
                 return
-            best |= dict(value=value, val_mrr=row["val_mrr"], val_mse=row["val_mse"])
+            best |= {"value": value, "val_mrr": row["val_mrr"], "val_mse": row["val_mse"]}
             best["parameters"] = self.parameters(r)
         self.best[r] = best
+
+    def parameters(self, r: int) -> dict[str, torch.Tensor]:
+        named = self.stack.net.named_parameters()
+        return {name: value.detach()[self.members(r)] for name, value in named}
 
     def returned(self, r: int) -> dict[str, torch.Tensor]:
         """The parameters that the run would return now."""
@@ -378,6 +336,7 @@ class Training:
             "seconds": self.seconds,
             "best": self.best,
             "failed": self.failed,
+            "configs": self.configs,
             "histories": [folder.history for folder in self.folders],
         }
         write_whole(self.out / "resume.pt", saved_bytes(torch.save, state))
@@ -387,29 +346,31 @@ class Training:
 
     def finish(self, r: int) -> dict:
         """The run's result, written into its folder."""
-        run = told(self.runs[r])
+        run, folder = told(self.runs[r]), self.folders[r]
         if r in self.failed:
-            self.folders[r].close()
+            folder.close()
             return {**run, **self.failed[r]}
-        metrics = {k: v for k, v in self.best[r].items() if k not in ("value", "parameters")}
-        train_seconds, eval_seconds = self.seconds
-        times = dict(train_seconds=train_seconds, eval_seconds=eval_seconds)
-        sizes = dict(epochs=self.epoch, stack_size=len(self.runs))
-        result = {**run, **metrics, **sizes, **times, "folder": str(self.folders[r].folder)}
-        self.folders[r].finish(result, self.returned(r))
+        result = {
+            **run,
+            **{k: v for k, v in self.best[r].items() if k not in ("value", "parameters")},
+            "epochs": self.epoch,
+            "stack_size": len(self.runs),
+            "train_seconds": self.seconds[0],
+            "eval_seconds": self.seconds[1],
+            "folder": str(folder.folder),
+            "run_id": folder.run_id,
+        }
+        folder.finish(result, self.returned(r))
         return result
 
 
 # ---- the command ---------------------------------------------------------------------------
 
 
-def told(run: dict) -> dict:
-    """What every result tells of its run."""
-    return {name: run[name] for name in ("name", "seed", "lambda_f", "lambda_r")}
-
-
 def closing_table(results: list[dict]) -> str:
     """Mean, standard deviation and 95% t-interval of the mean over the seeds of each setting."""
+    from scipy.special import stdtrit  # late: a quantile is all that is needed of SciPy
+
     lines = [f"{'λ_F':>6} {'λ_R':>6} {'runs':>5}   {'MRR':<32} MSE"]
     weights = dict.fromkeys((result["lambda_f"], result["lambda_r"]) for result in results)
     for pair in weights:
@@ -421,43 +382,10 @@ def closing_table(results: list[dict]) -> str:
                 cells.append("".join(f"{value:.4f}" for value in values))
                 continue
             mean, sd = values.mean(), values.std(ddof=1)
-            half = scipy.stats.t.ppf(0.975, len(values) - 1) * sd / math.sqrt(len(values))
+            half = stdtrit(len(values) - 1, 0.975) * sd / math.sqrt(len(values))
             cells.append(f"{mean:.4f} ± {sd:.4f} [{mean - half:.4f}, {mean + half:.4f}]")
         lines.append(f"{pair[0]:>6g} {pair[1]:>6g} {len(own):>5}   {cells[0]:<32} {cells[1]}")
     return "\n".join(lines)
-
-
-def stored(out: Path) -> tuple[dict, list[dict] | None]:
-    """What resume.pt holds, and the results if the command that wrote it is finished.
-
-    Raises FileNotFoundError when there is no such file, ValueError when it is damaged.
-    """
-    if not (out / "resume.pt").is_file():
-        raise FileNotFoundError(f"--resume {out}: there is no resume.pt, so no run to go on with")
-    try:
-        state = torch.load(out / "resume.pt", map_location="cpu", weights_only=True)
-        state["args"]["out"] = str(out)  # the folder may have been moved
-    except Exception as error:
-        raise ValueError(f"--resume {out}: resume.pt is damaged ({type(error).__name__})") from None
-    if other := state["args"].keys() ^ resolve([]).keys():
-        raise ValueError(
-            f"--resume {out}: another version of this code wrote resume.pt (it differs in "
-            f"{', '.join(sorted(other))}); config.json names its commit"
-        )
-    results = []
-    for r, run in enumerate(plan_runs(state["args"])):
-        if r in state["failed"] and (
-            not state["active"] or state["epoch"] == state["args"]["epochs"]
-        ):
-            results.append({**told(run), **state["failed"][r]})
-        elif (run["folder"] / "result.json").is_file():
-            try:
-                results.append(json.loads((run["folder"] / "result.json").read_text()))
-            except ValueError:
-                raise ValueError(f"{run['folder'] / 'result.json'} is damaged") from None
-        else:
-            return state, None
-    return state, results
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -481,8 +409,8 @@ def command(argv: list[str]) -> int:
     try:
         args = resolve(argv, __doc__)
         if "resume" in args:
-            state, results = stored(Path(args["resume"]))
-            args = state["args"]
+            state = read_resume(Path(args["resume"]))
+            results, args = finished_results(state), state["args"]
         else:
             taken = [folder for folder in command_folders(args) if holds_run(folder)]
             if taken and not args["overwrite"]:

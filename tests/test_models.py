@@ -33,13 +33,16 @@ def test_forward_is_the_documented_formula(batch, shared_dims, rating_biases, ra
         u_f, q_f, u_r, q_r = u[:4], q[:4], u[-4:], q[-4:]
         a, b = net.user_bias[0, i, 0], net.item_bias[0, j, 0]
         assert scores[0, k].item() == pytest.approx((u_f @ q_f + a + b).item(), abs=1e-5)
-        expected = 0
-        if rating_head != "mlp":
-            expected = (u_r + net.user_shift[0, 0]) @ (q_r + net.item_shift[0, 0])
-        if rating_head != "dot":
-            features = torch.cat([u_r, q_r, u_r * q_r])
-            hidden = (features @ net.hidden_weight[0] + net.hidden_bias[0, 0]).clamp(min=0)
-            expected += hidden @ net.output_weight[0, :, 0] + net.output_bias[0, 0, 0]
+        head = net.rating_head
+        if rating_head == "dot":
+            expected = (u_r + head.user_shift[0, 0]) @ (q_r + head.item_shift[0, 0])
+        else:
+            features = u_r * q_r
+            if rating_head == "mlp":
+                features = torch.cat([u_r, q_r, features])
+                features = features @ head.hidden.weight[0] + head.hidden.bias[0, 0]
+                features = features.clamp(min=0)
+            expected = features @ head.output.weight[0, :, 0] + head.output.bias[0, 0, 0]
         if rating_biases:
             own = (net.user_bias, net.item_bias)  # shared with the ranking: so are the biases
             if shared_dims < 4:
@@ -96,7 +99,8 @@ def test_initial_values_are_the_reports():
         assert table.std().item() == pytest.approx(1 / 32, rel=0.02)
         assert abs(table.mean().item()) < 1e-3
     assert not net.user_bias.any() and not net.item_bias.any()
-    for weight, fan_in in ((net.hidden_weight, 96), (net.output_weight, 64)):
+    layers = net.rating_head.hidden, net.rating_head.output
+    for weight, fan_in in zip([layer.weight for layer in layers], (96, 64), strict=True):
         bound = fan_in**-0.5
         assert 0.9 * bound < weight.abs().max() <= bound
         assert weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.15)
@@ -104,16 +108,19 @@ def test_initial_values_are_the_reports():
 
 @pytest.mark.parametrize("shared_dims", [0, 3])
 def test_a_seed_starts_ranking_equal_whatever_is_shared(shared_dims):
-    shared = MultiTaskNet(N_USERS, N_ITEMS, 4, seeds=[8])
-    other = MultiTaskNet(N_USERS, N_ITEMS, 4, shared_dims=shared_dims, seeds=[8])
+    shared = MultiTaskNet(N_USERS, N_ITEMS, embedding_dim=4, seeds=[8])
+    other = MultiTaskNet(N_USERS, N_ITEMS, embedding_dim=4, shared_dims=shared_dims, seeds=[8])
     for name in ("users", "items"):
         window = other.ranking_window(getattr(other, name))
         assert torch.equal(window, getattr(shared, name))
-    assert torch.equal(shared.hidden_weight, other.hidden_weight)
+    layers = [net.rating_head.hidden for net in (shared, other)]
+    assert torch.equal(layers[0].weight, layers[1].weight)
 
 
 def test_a_run_starts_as_it_does_alone():
-    stack, alone = (MultiTaskNet(N_USERS, N_ITEMS, 4, seeds=s) for s in ([4, 9, 2], [9]))
+    stack, alone = (
+        MultiTaskNet(N_USERS, N_ITEMS, embedding_dim=4, seeds=s) for s in ([4, 9, 2], [9])
+    )
     for ours, its in zip(stack.parameters(), alone.parameters(), strict=True):
         assert torch.equal(ours[1:2], its)
 
@@ -156,6 +163,7 @@ def test_an_ensemble_answers_with_its_members_mean():
         ({"shared_dims": 5}, "shared_dims is 5"),
         ({"shared_dims": -1}, "shared_dims is -1"),
         ({"seeds": []}, "runs is 0"),
+        ({"rating_head": "mpl"}, "rating_head is 'mpl': it is one of mlp, dot, gmf"),
     ],
 )
 def test_impossible_sizes_are_refused_by_name(options, named):
