@@ -1,4 +1,4 @@
-"""The kill-and-resume rounds themselves: a few here, hundreds by experiments/kill_resume.py."""
+"""The kill-and-resume rounds themselves: a few here, hundreds by checks/kill_resume.py."""
 
 import random
 
@@ -6,7 +6,7 @@ import pytest
 
 import train
 from data import synthetic
-from experiments import kill_resume
+from checks import kill_resume
 
 
 class Killed(BaseException):
