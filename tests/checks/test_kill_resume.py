@@ -5,8 +5,8 @@ import random
 import pytest
 
 import train
-from data import synthetic
 from checks import kill_resume
+from data import synthetic
 
 
 class Killed(BaseException):
