@@ -22,7 +22,7 @@ from data import DATASETS
 from models import Structure
 from multitask import Options
 
-SEEDS = (0, 2**32 - 1)
+COUNT, WEIGHT, SEED = (1, 2**31 - 1), (0.0, math.inf), (0, 2**32 - 1)
 
 
 @dataclasses.dataclass
@@ -30,40 +30,20 @@ class Command:
     """What a command of train.py does beside building and training its stack."""
 
     data: Annotated[str, f"{', '.join(DATASETS)}, or the path of a ratings file"] = "ml-100k"
-    split: Annotated[str, "how the last 5%% for the test are set apart", ("random", "temporal")] = (
-        "random"
-    )
-    split_seed: Annotated[int | None, "seed of the random split, the run's if not given", SEEDS] = (
-        None
-    )
-    validation: Annotated[
-        float, "share of all interactions taken from training for validation", (0.0, 0.94)
-    ] = 0.0
-    lambda_f: Annotated[
-        tuple[float, ...],
-        "weight of the factorization loss; several, paired with λ_R, make a stack",
-        (0.0, math.inf),
-    ] = (0.99,)
-    lambda_r: Annotated[
-        tuple[float, ...],
-        "weight of the regression loss, in 1 / squared rating units",
-        (0.0, math.inf),
-    ] = (0.01,)
-    ensemble: Annotated[
-        int, "members of a run, on one split, that predict their mean", (1, 2**31 - 1)
-    ] = 1
-    select: Annotated[
-        bool, "return the epoch with the highest validation log(MRR) − log(MSE), not the last"
-    ] = False
-    clip_ratings: Annotated[bool, "clip predicted ratings to the training ratings' range"] = False
-    eval_every: Annotated[int, "epochs from one evaluation to the next", (1, 2**31 - 1)] = 1
-    eval_chunk: Annotated[
-        int, "rows of scores, one a run and user, held at a time", (1, 2**31 - 1)
-    ] = 1024
+    split: Annotated[str, "how the last 5%% are set apart", ("random", "temporal")] = "random"
+    split_seed: Annotated[int | None, "seed of the random split, if not the run's", SEED] = None
+    validation: Annotated[float, "share of all held out of training", (0.0, 0.94)] = 0.0
+    lambda_f: Annotated[tuple[float, ...], "weights of the factorization loss", WEIGHT] = (0.99,)
+    lambda_r: Annotated[tuple[float, ...], "weights of the MSE, paired with them", WEIGHT] = (0.01,)
+    ensemble: Annotated[int, "members of a run, which predict their mean", COUNT] = 1
+    select: Annotated[bool, "return the epoch of the best validation log MRR − log MSE"] = False
+    clip_ratings: Annotated[bool, "clip predictions to the training ratings' range"] = False
+    eval_every: Annotated[int, "epochs from one evaluation to the next", COUNT] = 1
+    eval_chunk: Annotated[int, "rows of scores, one a run and user, held at a time", COUNT] = 1024
     device: Annotated[str, "cpu, cuda or cuda:N"] = "cpu"
-    threads: Annotated[int, "CPU threads; with 1 a busy second core costs little", (1, 1024)] = 1
-    deterministic: Annotated[bool, "torch's deterministic algorithms; the CPU needs none"] = False
-    checkpoint_every: Annotated[int, "epochs from one checkpoint to the next", (1, 2**31 - 1)] = 50
+    threads: Annotated[int, "CPU threads: with 1 a busy core costs little", (1, 1024)] = 1
+    deterministic: Annotated[bool, "torch's deterministic algorithms; a CPU needs none"] = False
+    checkpoint_every: Annotated[int, "epochs from one checkpoint to the next", COUNT] = 50
     overwrite: Annotated[bool, "replace the run that FOLDER holds"] = False
 
 
@@ -149,7 +129,7 @@ def seed_list(text: str) -> list[int]:
 def add_options(parser: Parser, options: type, title: str) -> argparse._ArgumentGroup:
     """A flag for each field of a dataclass: Annotated[type, help, range or choices] = default.
 
-    ``bool`` is a switch, a tuple takes one or more values, ``| None`` means not given.
+    ``bool`` is a switch, a tuple takes one or more values, None means not given.
     """
     group = parser.add_argument_group(title)
     hints = typing.get_type_hints(options, include_extras=True)
@@ -163,21 +143,21 @@ def add_options(parser: Parser, options: type, title: str) -> argparse._Argument
         if several or typing.get_origin(kind) is types.UnionType:
             kind = typing.get_args(kind)[0]
         shown = " ".join(map(plain, default)) if several else default
-        named = {} if default is None else {"help": f"{told} ({shown})"}
-        named = {"help": told, "default": default, "metavar": METAVARS.get(field.name)} | named
+        named = {"help": told if default is None else f"{told} ({shown})"}
+        named["default"] = list(default) if several else default
+        named["metavar"] = LETTERS.get(field.name, {int: "N", float: "X"}.get(kind))
         if several:
-            named |= {"nargs": "+", "default": list(default)}
-        if kind is str and limits:
-            named |= {"choices": list(limits[0]), "metavar": None}
-        elif kind is not str:
+            named["nargs"] = "+"
+        if kind is not str:
             named["type"] = number(kind, *limits[0])
+        elif limits:
+            named["choices"] = list(limits[0])
         group.add_argument(flag, **named)
     return group
 
 
-METAVARS = dict(data="NAME|PATH", embedding_dim="D", shared_dims="K", ranking_dim="D_F")
-METAVARS |= dict(rating_dim="D_R", hidden="H", lambda_f="λ_F", lambda_r="λ_R", batch_size="B")
-METAVARS |= dict(ensemble="M", threads="N", eval_every="N", checkpoint_every="N")
+LETTERS = dict(shared_dims="K", embedding_dim="D", ranking_dim="D_F", rating_dim="D_R", hidden="H")
+LETTERS |= dict(lambda_f="λ_F", lambda_r="λ_R", batch_size="B", ensemble="M", data="NAME|PATH")
 
 
 def build_parser(description: str = "") -> Parser:

@@ -182,32 +182,21 @@ WIDTH = (1, 2**14)
 
 @dataclass
 class Structure:
-    """What a MultiTaskNet is made of; what is None follows from the others.
+    """What a MultiTaskNet is made of: its arguments, flags of train.py, entries of config.json.
 
-    Each field is an argument of MultiTaskNet, a flag of train.py and an entry of config.json.
-
-    Raises ValueError for a size below 1, shared_dims out of range, a rating head that isn't one.
+    What is None follows from the others. Raises ValueError for a size below 1, shared_dims out of
+    range, a rating head that isn't one.
     """
 
-    shared_dims: Annotated[
-        int | None, "K dimensions common to both tasks, the others each task's own", (0, 2**14)
-    ] = None
-    embedding_dim: Annotated[
-        int, "dimensions that a task sees; tables begin with standard deviation 1/D", WIDTH
-    ] = 32
-    ranking_dim: Annotated[int | None, "dimensions that ranking sees, D if not given", WIDTH] = None
-    rating_dim: Annotated[int | None, "dimensions that rating sees, D if not given", WIDTH] = None
-    hidden: Annotated[int, "hidden units of the rating head's MLP", WIDTH] = 64
+    shared_dims: Annotated[int | None, "K dimensions common to both tasks", (0, 2**14)] = None
+    embedding_dim: Annotated[int, "D dimensions of a task; tables start at sd 1/D", WIDTH] = 32
+    ranking_dim: Annotated[int | None, "dimensions that ranking sees, if not D", WIDTH] = None
+    rating_dim: Annotated[int | None, "dimensions that rating sees, if not D", WIDTH] = None
+    hidden: Annotated[int, "hidden units of the MLP", WIDTH] = 64
     rating_head: Annotated[str, "what predicts a rating from u and q", RATING_HEADS] = "mlp"
-    rating_biases: Annotated[
-        bool, "the mean rating, user and item biases in the rating head too"
-    ] = False
-    user_history: Annotated[bool, "a user's vector also sums a vector of each training item"] = (
-        False
-    )
-    item_history: Annotated[bool, "an item's vector also sums a vector of each training user"] = (
-        False
-    )
+    rating_biases: Annotated[bool, "rating has user and item biases and the mean too"] = False
+    user_history: Annotated[bool, "a user is also the sum of its training items' vectors"] = False
+    item_history: Annotated[bool, "an item is also the sum of its training users' vectors"] = False
 
     def __post_init__(self) -> None:
         if self.ranking_dim is None:

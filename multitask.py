@@ -244,50 +244,32 @@ BATCHES = {"interaction": interaction_batches, "user": user_batches}
 
 
 COUNT, RATE, POSITIVE = (1, 2**31 - 1), (0.0, 0.99), (1e-12, math.inf)
+SCHEDULES = ("constant", "cosine")  # the rate as it is, or down to zero over the epochs
 
 
 @dataclass
 class Options:
-    """How a stack trains.
+    """How a stack trains: arguments of Stack, flags of train.py, entries of config.json."""
 
-    Each field is an argument of Stack, a flag of train.py and an entry of config.json.
-    """
-
-    loss: Annotated[
-        str, "factorization loss: 1 − σ(p⁺ − p⁻), −log σ(p⁺ − p⁻), or over the catalogue", LOSSES
-    ] = "sigmoid"
-    exclude_positives: Annotated[
-        bool, "never draw one of the user's own training items as a negative"
-    ] = False
+    loss: Annotated[str, "factorization loss (README)", LOSSES] = "sigmoid"
+    exclude_positives: Annotated[bool, "draw no training item of the user as a negative"] = False
     epochs: Annotated[int, "passes over the training interactions", COUNT] = 200
-    batch_by: Annotated[str, "a batch is of interactions, or of users with all theirs", BATCHES] = (
-        "interaction"
-    )
+    batch_by: Annotated[str, "draw interactions, or users with theirs", BATCHES] = "interaction"
     batch_size: Annotated[int, "interactions, or users, a step", COUNT] = 256
-    optimizer: Annotated[str, "adam or sgd", OPTIMIZERS] = "adam"
+    optimizer: Annotated[str, "AdamW, or plain descent", OPTIMIZERS] = "adam"
     lr: Annotated[float, "learning rate", POSITIVE] = 1e-3
-    schedule: Annotated[
-        str,
-        "the learning rate over the epochs: as it is, or to 0 as a cosine",
-        ("constant", "cosine"),
-    ] = "constant"
+    schedule: Annotated[str, "learning rate as it is, or a cosine", SCHEDULES] = "constant"
     weight_decay: Annotated[
         tuple[float, ...],
-        "weight decay of all parameters, decoupled in adam; or three, of the tables' columns that "
-        "are ranking's own, common, and rating's own",
+        "weight decay of all parameters; or three, of the tables' columns that are ranking's own, "
+        "common, rating's own",
         (0.0, math.inf),
     ] = (0.0,)
     ranking_dropout: Annotated[float, "dropout of the user's vector that ranking sees", RATE] = 0.0
     rating_dropout: Annotated[float, "dropout of both vectors that rating sees", RATE] = 0.0
-    leave_one_out: Annotated[
-        bool, "in training, predict an interaction as if it weren't in the histories"
-    ] = False
-    log_gradients: Annotated[
-        bool, "log cosine and norm ratio of the tasks' gradients, once an epoch"
-    ] = False
-    compile: Annotated[
-        bool, "compile the losses: faster for large batches (needs a C++ compiler, or CUDA)"
-    ] = False
+    leave_one_out: Annotated[bool, "train each interaction as if no history held it"] = False
+    log_gradients: Annotated[bool, "log cosine and norm ratio of the tasks' gradients"] = False
+    compile: Annotated[bool, "compile the losses, for large batches (needs a compiler)"] = False
 
     def check(self, structure: Structure) -> None:
         """Raises ValueError for options that contradict each other or the model's structure."""
@@ -406,8 +388,7 @@ class Stack:
             ]
             factorization, q = loss(*scores), rows[0]
         else:
-            q_f, item_bias = net.ranking_window(net.catalogue()), net.item_bias.transpose(1, 2)
-            scores = torch.baddbmm(item_bias, u_f, q_f.transpose(1, 2))  # (R, B, n_items)
+            scores = net.scores_of_all(u_f, net.ranking_window(net.catalogue()))
             factorization, q = loss.loss(scores, batch.items), net.item_rows(batch.items)
         rated = [self.dropped(net.rating_window(x), options.rating_dropout) for x in (u, q)]
         predicted = net.rating(batch.users, batch.items, *rated)

@@ -25,26 +25,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+import run_folder
 from arguments import pick, resolve
 from data import Interactions, Split, load, random_split, temporal_split
 from evaluation import Evaluator, NonFinite
 from models import MultiTaskNet, Structure
 from multitask import Options, Stack
-from run_folder import (
-    CURVES,
-    RunFolder,
-    clear,
-    command_folders,
-    describe,
-    finished_results,
-    holds_run,
-    load_run,
-    plan_runs,
-    read_resume,
-    saved_bytes,
-    told,
-    write_whole,
-)
+from run_folder import RunFolder, load_run
 
 __all__ = ["Training", "load_run", "main"]
 
@@ -58,15 +45,12 @@ def say(text: str) -> None:
 
 def set_machine(args: dict) -> None:
     """Device, threads and determinism. Raises ValueError for a device that isn't there."""
-    n = torch.cuda.device_count()
-    device = None
-    with suppress(RuntimeError):
-        device = torch.device(args["device"])
-    if device is None or not (device.type == "cpu" or device.type == "cuda" and _index(device) < n):
-        has = "no CUDA device" if n == 0 else f"{n} CUDA device(s), from cuda:0"
-        raise ValueError(f"--device {args['device']} isn't there: use cpu; this machine has {has}")
-    if device.type == "cuda":
-        torch.cuda.set_device(_index(device))
+    cuda = [f"cuda:{k}" for k in range(torch.cuda.device_count())]
+    if args["device"] not in ("cpu", *cuda, *["cuda"] * bool(cuda)):
+        has = f"as well as {', '.join(cuda)}" if cuda else "this machine has no CUDA device"
+        raise ValueError(f"--device {args['device']} isn't there: use cpu; {has}")
+    if args["device"] != "cpu":
+        torch.cuda.set_device(torch.device(args["device"]).index or 0)
     torch.set_num_threads(args["threads"])
     # Adam's averages of a row that is seldom drawn decay below 1e-38, where the CPU crawls.
     torch.set_flush_denormal(True)
@@ -78,13 +62,9 @@ def set_machine(args: dict) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     compiler = os.environ.get("CXX") or "g++"
-    if args["compile"] and device.type == "cpu" and not shutil.which(compiler):
+    if args["compile"] and args["device"] == "cpu" and not shutil.which(compiler):
         say(f"--compile: no C++ compiler here ({compiler}), going on without")
         args["compile"] = False
-
-
-def _index(device: torch.device) -> int:
-    return device.index or 0
 
 
 def make_split(args: dict, data: Interactions, seed: int) -> Split:
@@ -167,14 +147,16 @@ class Training:
         self.data = load(args["data"])
         if self.data.n_items < 2:
             raise ValueError(f"{args['data']} has a single item: ranking needs at least 2")
-        self.runs = plan_runs(args)
+        self.runs = run_folder.plan_runs(args)
         self.splits = [make_split(args, self.data, run["seed"]) for run in self.runs]
         self.stack = make_stack(args, self.data, self.runs, self.splits)
         self.active = list(range(len(self.runs)))  # the runs that are still finite
         self.epoch, self.seconds = 0, [0.0, 0.0]  # of training, of evaluation
         self.best: list[dict | None] = [None] * len(self.runs)  # metrics, and with --select more
         self.failed: dict[int, dict] = {}
-        self.configs = [describe(args, self.data, run, len(self.runs)) for run in self.runs]
+        self.configs = [
+            run_folder.describe(args, self.data, run, len(self.runs)) for run in self.runs
+        ]
         histories: list[list[dict]] = [[] for _ in self.runs]
         if state is not None:
             if state["data_sha256"] != self.data.sha256:
@@ -192,8 +174,8 @@ class Training:
         self.saved = self.epoch
         self.make_evaluators()
         if state is None and args["overwrite"]:
-            for folder in command_folders(args):
-                clear(folder)
+            for folder in run_folder.command_folders(args):
+                run_folder.clear(folder)
         self.folders = [
             RunFolder(run["folder"], *parts)
             for run, *parts in zip(self.runs, self.configs, self.splits, histories, strict=True)
@@ -228,9 +210,9 @@ class Training:
         self.seconds = [total + part for total, part in zip(self.seconds, seconds, strict=True)]
         for r in self.active:
             row = {"epoch": self.epoch, **losses[r]}
-            for name in CURVES:
+            for name in run_folder.CURVES:
                 row[name] = tests[r][name] if due else None
-            for name in CURVES if self.validate else ():
+            for name in run_folder.CURVES if self.validate else ():
                 row[f"val_{name}"] = checks[r][name] if due else None
             row["train_seconds"], row["eval_seconds"] = seconds
             self.folders[r].append(row)
@@ -339,14 +321,14 @@ class Training:
             "configs": self.configs,
             "histories": [folder.history for folder in self.folders],
         }
-        write_whole(self.out / "resume.pt", saved_bytes(torch.save, state))
+        run_folder.write_whole(self.out / "resume.pt", run_folder.saved_bytes(torch.save, state))
         self.saved = self.epoch
         for r in self.active:
             self.folders[r].save_parameters(self.returned(r))
 
     def finish(self, r: int) -> dict:
         """The run's result, written into its folder."""
-        run, folder = told(self.runs[r]), self.folders[r]
+        run, folder = run_folder.told(self.runs[r]), self.folders[r]
         if r in self.failed:
             folder.close()
             return {**run, **self.failed[r]}
@@ -409,10 +391,14 @@ def command(argv: list[str]) -> int:
     try:
         args = resolve(argv, __doc__)
         if "resume" in args:
-            state = read_resume(Path(args["resume"]))
-            results, args = finished_results(state), state["args"]
+            state = run_folder.read_resume(Path(args["resume"]))
+            results, args = run_folder.finished_results(state), state["args"]
         else:
-            taken = [folder for folder in command_folders(args) if holds_run(folder)]
+            taken = [
+                folder
+                for folder in run_folder.command_folders(args)
+                if run_folder.holds_run(folder)
+            ]
             if taken and not args["overwrite"]:
                 raise ValueError(
                     f"{taken[-1]} already holds a run: --overwrite replaces it, "
