@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models import MLP
+
 TOLERANCE = 1e-5  # of each table's largest gradient
 
 
@@ -22,7 +24,7 @@ def covers(stack) -> bool:
     options, structure = stack.options, stack.net.structure
     return (
         options.loss in ("sigmoid", "bpr")
-        and structure.rating_head == "mlp"
+        and isinstance(stack.net.rating_head, MLP)
         and options.batch_by == "interaction"
         and not (structure.user_history or structure.item_history or options.compile)
         and not (options.ranking_dropout or options.rating_dropout)
@@ -40,6 +42,8 @@ def proved(stack) -> bool:
         return False
     memory, options = stack.memory, stack.options
     initial, first = memory.values.clone(), next(iter(stack.batches(0)))
+    if first.place is not None or first.real is not None:
+        return False
     short = stack.train.shape[1] % options.batch_size
     batches = [first] + [type(first)(*(x[:, :short] for x in first[:4]))] * bool(short)
     stream = torch.Generator().manual_seed(0)
