@@ -19,15 +19,6 @@ from data import Interactions, Split
 CPU_BLOCK = 2**17  # scores compared at a time: twice 512 KiB of float32 stay in the L2 cache
 
 
-class NonFinite(FloatingPointError):
-    """Some runs' predictions are no numbers: `runs` says of each which, by its place."""
-
-    def __init__(self, runs):
-        self.runs = runs
-        kinds = " and ".join(dict.fromkeys(runs.values()))
-        super().__init__(f"NaN among the {kinds} of run(s) {sorted(runs)}")
-
-
 class FullRanking:
     """Ranks of the test items of a stack of R runs, each run with a split of its own.
 
@@ -100,13 +91,14 @@ class FullRanking:
     def ranks(self, catalogue_scores):
         """Rank of every test pair, float64 (R, T) on the CPU, in the order of `test_users`.
 
+        NaN in the runs that have a NaN among their scores.
+
         Args:
             catalogue_scores: takes user ids, int64 (U,) on the device, and returns floating-point
                 scores (R, U, n_items), higher = more likely. They are overwritten: return fresh
                 scores, not a view of something kept. Only users with test items are asked for.
 
         Raises:
-            NonFinite: a NaN among the scores of a run; the message names the run.
             ValueError: scores that aren't floating-point of shape (R, U, n_items).
         """
         ranks, highest, buffer = [], [], None
@@ -133,12 +125,11 @@ class FullRanking:
                 at_least = torch.ge(others, score, out=buffer[: len(row)])
                 torch.sum(at_least.add_(others.gt_(score)), 1, out=count)
             ranks.append(counts)
-        has_nan = torch.stack(highest).isnan().any(0).nonzero().flatten().tolist()
-        if has_nan:
-            raise NonFinite(dict.fromkeys(has_nan, "catalogue scores"))
         result = torch.empty(self.shape[0] * self.shape[1], dtype=torch.float64)
         result[self._order] = torch.cat(ranks).cpu().double()
-        return result.add_(1).div_(2).view(self.shape)
+        ranks = result.add_(1).div_(2).view(self.shape)
+        ranks[torch.stack(highest).isnan().any(0).cpu()] = torch.nan
+        return ranks
 
 
 class Evaluator:
@@ -167,28 +158,22 @@ class Evaluator:
     def __call__(self, net):
         """A dictionary for each run: every metric's name -> its value.
 
+        Not finite are those of a run with a NaN among its scores, or such a predicted rating.
+
         Args:
             net: with `catalogue_scores((U,) user ids) -> (R·M, U, n_items)` and
                 `ratings((R·M, T) user ids, (R·M, T) item ids) -> (R·M, T)`.
-
-        Raises:
-            NonFinite: naming every run with a NaN score or a rating that isn't finite.
         """
-        broken, predicted = {}, []
-        try:
-            ranks = self.ranking.ranks(lambda ids: self._mean(net.catalogue_scores(ids)))
-        except NonFinite as error:
-            broken = error.runs
+        ranks, predicted = self.ranking.ranks(lambda ids: self._mean(net.catalogue_scores(ids))), []
         pairs = [torch.as_tensor(ids).split(self.size, 1) for ids in (self.users, self.items)]
         for ids in zip(*pairs, strict=True):
             ids = [part.to(self.device).repeat_interleave(self.members, 0) for part in ids]
             predicted.append(self._mean(net.ratings(*ids)).cpu())
         predicted = torch.cat(predicted, 1)
-        infinite = (~predicted.isfinite()).any(1).nonzero().flatten().tolist()
-        if broken := dict.fromkeys(infinite, "predicted ratings") | broken:
-            raise NonFinite(broken)
         columns = ranks, self.users, predicted, self.ratings, self.clip
-        return [metrics(HeldOut(*own)) for own in zip(*columns, strict=True)]
+        runs = [HeldOut(*own, finite=False) for own in zip(*columns, strict=True)]
+        with np.errstate(all="ignore"):  # of a run that is no longer finite
+            return [metrics(run) for run in runs]
 
     def _mean(self, values):
         """(R·M, ...) -> (R, ...), over the members."""
@@ -204,18 +189,20 @@ class HeldOut:
     predicted  (T,) float64, predicted ratings, cut to the range `clip` (low, high) if given
     ratings    (T,) float64, true ratings; a model of one task leaves out the other's two
 
-    Raises ValueError for arrays that are empty or of unequal shape, a rank that isn't finite and
-    at least 1, users that aren't integers from 0 and a range upside down, FloatingPointError for
-    a rating that isn't finite.
+    Raises ValueError for arrays that are empty or of unequal shape, users that aren't integers
+    from 0 and a range upside down; unless ``finite`` is false, ValueError for a rank that isn't
+    finite and at least 1, FloatingPointError for a rating that isn't finite.
     """
 
-    def __init__(self, ranks=None, users=None, predicted=None, ratings=None, clip=None):
+    def __init__(
+        self, ranks=None, users=None, predicted=None, ratings=None, clip=None, finite=True
+    ):
         if ranks is not None:
             self.ranks, self.users = _float64(ranks), _ids("users", users)
             _check_shapes("ranks and users", self.ranks, self.users)
             if self.ranks.size == 0:
                 raise ValueError("there is no rank to average")
-            if not (np.isfinite(self.ranks) & (self.ranks >= 1)).all():
+            if finite and not (np.isfinite(self.ranks) & (self.ranks >= 1)).all():
                 raise ValueError("ranks must be finite and at least 1")
             n_tests = np.bincount(self.users)
             self.user_ids = np.flatnonzero(n_tests)
@@ -226,7 +213,7 @@ class HeldOut:
             if self.ratings.size == 0:
                 raise ValueError("there is no rating to compare with")
             for name, values in (("predicted", self.predicted), ("true", self.ratings)):
-                if n_bad := np.count_nonzero(~np.isfinite(values)):
+                if finite and (n_bad := np.count_nonzero(~np.isfinite(values))):
                     where = f"{n_bad} of {values.size} {name} ratings"
                     raise FloatingPointError(f"NaN or infinity in {where}")
             if clip is not None and not clip[0] <= clip[1]:

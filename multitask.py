@@ -243,6 +243,7 @@ BATCHES = {"interaction": interaction_batches, "user": user_batches}
 # ---- the stack -----------------------------------------------------------------------------
 
 
+TABLES = ("users", "items")  # whose gradients are measured
 COUNT, RATE, POSITIVE = (1, 2**31 - 1), (0.0, 0.99), (1e-12, math.inf)
 SCHEDULES = ("constant", "cosine")  # the rate as it is, or down to zero over the epochs
 
@@ -311,6 +312,8 @@ class Stack:
     Raises ValueError as Options.check does.
     """
 
+    MEASURED = tuple(f"{side}_{what}" for side in TABLES for what in ("cosine", "norm_ratio"))
+
     def __init__(
         self,
         net: MultiTaskNet,
@@ -343,23 +346,18 @@ class Stack:
         n_rows = net.n_users if self.options.batch_by == "user" else self.train.shape[1]
         self.steps = math.ceil(n_rows / self.options.batch_size)  # an epoch
         self.streams: list[torch.Generator] = []  # of dropout, one a run
-        self._allocate()
-        self._observe()
+        options = self.options
+        self.memory = Flat(net)
+        self.optimizer = make_optimizer(
+            options.optimizer, net, self.memory, options.lr, options.weight_decay
+        )
+        known = self.train.to(self.device)
+        net.observe(self.users[known], self.items[known], self.ratings[known])
         self.compiled = None
         if self.options.compile:
             self.compiled = torch.compile(lambda batch: self.losses(batch), dynamic=False)
         self.written_out: bool | None = None  # whether gradients.py steps; None: not settled yet
         self.captured: gradients.CapturedStep | None = None
-
-    def _allocate(self) -> None:
-        self.memory, options = Flat(self.net), self.options
-        self.optimizer = make_optimizer(
-            options.optimizer, self.net, self.memory, options.lr, options.weight_decay
-        )
-
-    def _observe(self) -> None:
-        train = self.train.to(self.device)
-        self.net.observe(self.users[train], self.items[train], self.ratings[train])
 
     def batches(self, epoch: int) -> Iterator[Batch]:
         """The epoch's batches, in the order of its steps."""
@@ -523,7 +521,7 @@ class Stack:
         g_F·g_R / (|g_F| |g_R|), negative when the tasks conflict and 0 when nothing is shared, and
         the ratio |g_F| / |g_R|. Source: Yu et al., Gradient Surgery, NeurIPS 2020.
         """
-        tables = {"users": self.net.users, "items": self.net.items}
+        tables = {name: getattr(self.net, name) for name in TABLES}
         by_task = [
             torch.autograd.grad(loss.sum(), list(tables.values()), retain_graph=True)
             for loss in self.losses(batch)
@@ -536,33 +534,16 @@ class Stack:
             measured[f"{name}_norm_ratio"] = (norms[0] / norms[1]).cpu()
         return measured
 
-    # ---- its runs, and what is stored of it
+    # ---- what is stored of it
 
-    def broken_table(self, runs: Sequence[int]) -> str | None:
-        """The name of the first parameter with a non-finite value in these runs, or None."""
+    def broken_tables(self) -> list[str | None]:
+        """Of each run the name of its first parameter with a non-finite value, or None."""
+        broken: list[str | None] = [None] * len(self.seeds)
         for name, parameter in self.net.named_parameters():
-            if not parameter.detach()[runs].isfinite().all():
-                return name
-        return None
-
-    def keep(self, runs: Sequence[int]) -> None:
-        """Go on with these runs of the stack alone."""
-        index = torch.as_tensor(runs)
-        state = {
-            name: self.memory.pick(value, index) if value.dim() else value
-            for name, value in self.optimizer.state.items()
-        }
-        for parameter in self.net.parameters():
-            parameter.data, parameter.grad = parameter.data[index], None
-        self._allocate()
-        self.optimizer.state = state
-        self.net.run = self.net.run[: len(runs)]
-        self.seeds = [self.seeds[r] for r in runs]
-        self.samplers = [self.samplers[r] for r in runs] if self.samplers else []
-        self.train = self.train[index]
-        self.lambda_f, self.lambda_r = self.lambda_f[index], self.lambda_r[index]
-        self._observe()
-        self.captured = self.captured and gradients.CapturedStep(self)
+            finite = parameter.detach().flatten(1).isfinite().all(1)
+            for r in (~finite).nonzero().flatten().tolist():
+                broken[r] = broken[r] or name
+        return broken
 
     def state_dict(self) -> dict[str, Tensor | bool | None]:
         """All that going on needs besides the arguments."""
@@ -573,8 +554,9 @@ class Stack:
         }
 
     def load_state_dict(self, state: dict[str, Tensor | bool | None]) -> None:
-        """Go on from a state; it steps on as it began."""
-        self.written_out = state["written_out"]
+        """Go on from a state. What began by autograd goes on by it, what didn't is proved anew."""
+        if state["written_out"] is False:
+            self.written_out = False
         for name, tensor in self.state_dict().items():
             if isinstance(tensor, Tensor):
                 tensor.copy_(state[name])

@@ -27,10 +27,6 @@ class Flat:
         pairs = zip(parts, self.parameters, strict=True)
         return [part.view(parameter.shape) for part, parameter in pairs]
 
-    def pick(self, flat: Tensor, runs: Tensor) -> Tensor:
-        """The part of a flat tensor that belongs to these runs, flat."""
-        return torch.cat([view[runs].flatten() for view in self.views(flat)])
-
 
 class Adam:
     """Adam with decoupled weight decay, by the kernel of ``torch.optim.AdamW(fused=True)``.

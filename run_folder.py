@@ -157,7 +157,7 @@ def provenance() -> dict:
     return {"versions": {"python": platform.python_version(), **versions}, "commit": commit()}
 
 
-def describe(args: dict, data: Interactions, run: dict, n_runs: int) -> dict:
+def describe(args: dict, data: Interactions, run: dict) -> dict:
     """What config.json says of a run; ``run_id`` is a digest of all the rest."""
     stacked = ("seeds", "lambda_f", "lambda_r", "out", "overwrite")
     config = {
@@ -167,7 +167,7 @@ def describe(args: dict, data: Interactions, run: dict, n_runs: int) -> dict:
         "n_users": data.n_users,
         "n_items": data.n_items,
         "data_sha256": data.sha256,
-        "stack_size": n_runs,
+        "stack_size": len(plan_runs(args)),
         **provenance(),
     }
     return config | {"run_id": hashlib.sha256(json.dumps(config).encode()).hexdigest()[:16]}
@@ -291,12 +291,11 @@ def finished_results(state: dict) -> list[dict] | None:
 
     Raises ValueError for a damaged result.json.
     """
-    results = []
-    for r, run in enumerate(plan_runs(state["args"])):
+    results, runs = [], plan_runs(state["args"])
+    over = state["epoch"] == state["args"]["epochs"] or len(state["failed"]) == len(runs)
+    for r, run in enumerate(runs):
         path = run["folder"] / "result.json"
-        if r in state["failed"] and (
-            not state["active"] or state["epoch"] == state["args"]["epochs"]
-        ):
+        if r in state["failed"] and over:
             results.append({**told(run), **state["failed"][r]})
         elif path.is_file():
             try:

@@ -28,7 +28,7 @@ from tqdm import tqdm
 import run_folder
 from arguments import pick, resolve
 from data import Interactions, Split, load, random_split, temporal_split
-from evaluation import Evaluator, NonFinite
+from evaluation import Evaluator
 from models import MultiTaskNet, Structure
 from multitask import Options, Stack
 from run_folder import RunFolder, load_run
@@ -138,60 +138,67 @@ class Training:
 
     Args:
         args: as arguments.resolve gives them.
-        state: what ``save`` left in resume.pt, to go on from there.
+        state: what ``save`` left in resume.pt, to go on from there. Runs share nothing: one that
+            stops being finite stays in the stack and spoils no other.
     """
 
     def __init__(self, args: dict, state: dict | None = None):
         set_machine(args)
-        self.args, self.out, self.epochs = args, Path(args["out"]), args["epochs"]
+        self.args, self.out = args, Path(args["out"])
         self.data = load(args["data"])
         if self.data.n_items < 2:
             raise ValueError(f"{args['data']} has a single item: ranking needs at least 2")
         self.runs = run_folder.plan_runs(args)
         self.splits = [make_split(args, self.data, run["seed"]) for run in self.runs]
         self.stack = make_stack(args, self.data, self.runs, self.splits)
-        self.active = list(range(len(self.runs)))  # the runs that are still finite
-        self.epoch, self.seconds = 0, [0.0, 0.0]  # of training, of evaluation
-        self.best: list[dict | None] = [None] * len(self.runs)  # metrics, and with --select more
-        self.failed: dict[int, dict] = {}
-        self.configs = [
-            run_folder.describe(args, self.data, run, len(self.runs)) for run in self.runs
-        ]
-        histories: list[list[dict]] = [[] for _ in self.runs]
-        if state is not None:
-            if state["data_sha256"] != self.data.sha256:
-                raise ValueError(f"{args['data']} is no longer the data that {self.out} began on")
-            if not state["stack"]["written_out"]:
-                self.stack.written_out = False  # it began by autograd
+        self.test = make_evaluator(args, self.data, self.splits, "test", "train", "validation")
+        self.validate = None
+        if args["validation"]:
+            self.validate = make_evaluator(args, self.data, self.splits, "validation", "train")
+        self.state = state or {
+            "args": args,
+            "data_sha256": self.data.sha256,
+            "epoch": 0,
+            "train_seconds": 0.0,
+            "eval_seconds": 0.0,
+            "configs": [run_folder.describe(args, self.data, run) for run in self.runs],
+            "histories": [[] for _ in self.runs],
+            "best": [None] * len(self.runs),  # metrics, and with --select the parameters
+            "failed": {},  # by run: where and when it stopped being finite
+        }
+        if self.state["data_sha256"] != self.data.sha256:
+            raise ValueError(f"{args['data']} is no longer the data that {self.out} began on")
+        if state and state["stack"]["written_out"] is False:
+            self.stack.written_out = False  # it began by autograd
         self.stack.prepare()
-        if state is not None:
-            self.drop_to(state["active"])
-            if self.active:
-                self.stack.load_state_dict(state["stack"])
-            self.epoch, self.seconds = state["epoch"], state["seconds"]
-            self.best, self.failed = state["best"], state["failed"]
-            self.configs, histories = state["configs"], state["histories"]
+        if state:
+            self.stack.load_state_dict(state["stack"])
         self.saved = self.epoch
-        self.make_evaluators()
         if state is None and args["overwrite"]:
             for folder in run_folder.command_folders(args):
                 run_folder.clear(folder)
+        parts = self.state["configs"], self.splits, self.state["histories"]
         self.folders = [
-            RunFolder(run["folder"], *parts)
-            for run, *parts in zip(self.runs, self.configs, self.splits, histories, strict=True)
+            RunFolder(run["folder"], *own) for run, *own in zip(self.runs, *parts, strict=True)
         ]
+
+    @property
+    def epoch(self) -> int:
+        """How many epochs are trained, and so the number of the next."""
+        return self.state["epoch"]
 
     def train(self) -> list[dict]:
         """Train to the last epoch; the result of each run, in order."""
+        epochs, failed = self.args["epochs"], self.state["failed"]
         if self.epoch == 0:
             self.save()
-        bar = tqdm(total=self.epochs, initial=self.epoch, unit="epoch", file=sys.stderr)
+        bar = tqdm(total=epochs, initial=self.epoch, unit="epoch", file=sys.stderr)
         with bar, StopSignals() as stop:
-            while self.epoch < self.epochs and self.active:
+            while self.epoch < epochs and len(failed) < len(self.runs):
                 self.train_epoch(bar)
                 if stop.received or self.epoch % self.args["checkpoint_every"] == 0:
                     self.save()
-                if stop.received and self.epoch < self.epochs:
+                if stop.received and self.epoch < epochs:
                     say(
                         f"stopped after epoch {self.epoch}; go on with "
                         f"python train.py --resume {self.out}"
@@ -201,147 +208,99 @@ class Training:
         return [self.finish(r) for r in range(len(self.runs))]
 
     def train_epoch(self, bar: tqdm) -> None:
-        start = time.perf_counter()
-        losses = self.losses_by_run(self.stack.run_epoch(self.epoch))
-        trained = time.perf_counter()
-        due = (self.epoch + 1) % self.args["eval_every"] == 0 or self.epoch + 1 == self.epochs
-        tests, checks = self.evaluate() if due else ({}, {})
-        seconds = trained - start, time.perf_counter() - trained
-        self.seconds = [total + part for total, part in zip(self.seconds, seconds, strict=True)]
-        for r in self.active:
-            row = {"epoch": self.epoch, **losses[r]}
-            for name in run_folder.CURVES:
-                row[name] = tests[r][name] if due else None
+        state, epoch, start = self.state, self.epoch, time.perf_counter()
+        losses = self.stack.run_epoch(epoch)
+        trained, tests, checks = time.perf_counter(), None, None
+        if (epoch + 1) % self.args["eval_every"] == 0 or epoch + 1 == self.args["epochs"]:
+            tests = self.test(self.stack.net)
+            checks = self.validate(self.stack.net) if self.validate else None
+        seconds = {"train_seconds": trained - start, "eval_seconds": time.perf_counter() - trained}
+        for name, value in seconds.items():
+            state[name] += value
+        broken = self.stack.broken_tables()
+        for r in range(len(self.runs)):
+            if r in state["failed"]:
+                continue
+            row = {"epoch": epoch}
+            row |= {name: x[self.members(r)].mean().item() for name, x in losses.items()}
+            row |= {name: tests[r][name] if tests else None for name in run_folder.CURVES}
             for name in run_folder.CURVES if self.validate else ():
-                row[f"val_{name}"] = checks[r][name] if due else None
-            row["train_seconds"], row["eval_seconds"] = seconds
-            self.folders[r].append(row)
-            if due:
+                row[f"val_{name}"] = checks[r][name] if checks else None
+            infinite = [name for name, x in row.items() if x is not None and not math.isfinite(x)]
+            for name in self.stack.MEASURED:  # a gradient of norm zero has no cosine: no fault
+                if name in infinite:
+                    row[name] = None
+                    infinite.remove(name)
+            if culprits := [*filter(None, broken[self.members(r)]), *infinite]:
+                self.fail(r, culprits[0])
+                continue
+            self.folders[r].append(row | seconds)
+            if tests:
                 self.remember(r, tests[r], row)
-        if self.active:
-            first = self.active[0]
-            shown = {"L_F": losses[first]["factorization_loss"]}
-            shown["L_R"] = losses[first]["regression_loss"]
-            for name in ("mrr", "mse") if self.best[first] else ():
-                shown[name] = self.best[first][name]
-            bar.set_postfix({name: f"{value:.4f}" for name, value in shown.items()})
-        self.epoch += 1
+        state["epoch"] += 1
         bar.update()
+        history = next((x for r, x in enumerate(state["histories"]) if r not in state["failed"]), 0)
+        if history:  # of the first run that is left
+            shown = dict(L_F="factorization_loss", L_R="regression_loss", mrr="mrr", mse="mse")
+            shown = {label: history[-1][name] for label, name in shown.items()}
+            bar.set_postfix({name: f"{x:.4f}" for name, x in shown.items() if x is not None})
 
-    def losses_by_run(self, losses: dict[str, torch.Tensor]) -> dict[int, dict[str, float]]:
-        """Each run's losses, its members averaged. Runs that are no longer finite are dropped."""
-        by_run, broken = {}, {}
-        for place, r in enumerate(self.active):
-            own = {
-                name: values.unflatten(0, (len(self.active), -1))[place].mean().item()
-                for name, values in losses.items()
-            }
-            losses_of_tasks = ("factorization_loss", "regression_loss")
-            infinite = [name for name in losses_of_tasks if not math.isfinite(own[name])]
-            if table := self.stack.broken_table(self.members(r)) or next(iter(infinite), None):
-                broken[r] = table
-            # A gradient of norm zero has no cosine: not measured rather than not finite.
-            by_run[r] = {k: v if math.isfinite(v) else None for k, v in own.items()}
-        self.drop(broken)
-        return by_run
-
-    def make_evaluators(self) -> None:
-        self.test = self.validate = None
-        if self.active:
-            splits = [self.splits[r] for r in self.active]
-            self.test = make_evaluator(self.args, self.data, splits, "test", "train", "validation")
-            if self.args["validation"]:
-                self.validate = make_evaluator(self.args, self.data, splits, "validation", "train")
-
-    def evaluate(self) -> tuple[dict[int, dict], dict[int, dict]]:
-        """Test and validation metrics by run. Runs that predict no numbers are dropped."""
-        while self.active:
-            try:
-                tests = dict(zip(self.active, self.test(self.stack.net), strict=True))
-                checks = self.validate(self.stack.net) if self.validate else []
-                return tests, dict(zip(self.active, checks, strict=bool(checks)))
-            except NonFinite as error:
-                self.drop({self.active[place]: what for place, what in error.runs.items()})
-        return {}, {}
-
-    def members(self, r: int) -> list[int]:
+    def members(self, r: int) -> slice:
         """Where run r's members stand in the stack."""
-        first = self.active.index(r) * self.args["ensemble"]
-        return list(range(first, first + self.args["ensemble"]))
+        m = self.args["ensemble"]
+        return slice(r * m, r * m + m)
 
-    def drop_to(self, active: list[int]) -> None:
-        if active and active != self.active:
-            self.stack.keep([place for r in active for place in self.members(r)])
-        self.active = active
-
-    def drop(self, broken: dict[int, str]) -> None:
-        """Go on without these runs, each recorded with the table that broke."""
-        for r, table in broken.items():
-            message = (
-                f"run {self.runs[r]['name']} is no longer finite at epoch {self.epoch}, in "
-                f"{table}: its checkpoint of {self.saved} epochs is kept; a lower --lr may help"
-            )
-            self.failed[r] = dict(epoch=self.epoch, table=table, error=message)
-            self.folders[r].fail(self.failed[r])
-        if broken:
-            self.drop_to([r for r in self.active if r not in broken])
-            self.make_evaluators()
+    def fail(self, r: int, culprit: str) -> None:
+        """Record a run that is no longer finite; its last checkpoint is what it leaves."""
+        epoch, name = self.epoch, self.runs[r]["name"]
+        message = (
+            f"run {name} is no longer finite at epoch {epoch}, in {culprit}: its checkpoint of "
+            f"{self.saved} epochs is kept; a lower --lr may help"
+        )
+        self.state["failed"][r] = {"epoch": epoch, "table": culprit, "error": message}
+        self.folders[r].fail(self.state["failed"][r])
 
     def remember(self, r: int, metrics: dict, row: dict) -> None:
         """Keep what the run returns: its last epoch, or with --select its best so far."""
-        best = {**metrics, "epoch": self.epoch}
+        best = {**metrics, "epoch": row["epoch"]}
         if self.args["select"]:
-            mse = row["val_mse"]
+            mse, before = row["val_mse"], self.state["best"][r]
             value = math.log(row["val_mrr"]) - math.log(mse) if mse > 0 else math.inf
-            if self.best[r] and value <= self.best[r]["value"]:
+            if before and value <= before["value"]:
                 return
             best |= {"value": value, "val_mrr": row["val_mrr"], "val_mse": row["val_mse"]}
             best["parameters"] = self.parameters(r)
-        self.best[r] = best
+        self.state["best"][r] = best
 
     def parameters(self, r: int) -> dict[str, torch.Tensor]:
         named = self.stack.net.named_parameters()
-        return {name: value.detach()[self.members(r)] for name, value in named}
+        return {name: value.detach()[self.members(r)].clone() for name, value in named}
 
     def returned(self, r: int) -> dict[str, torch.Tensor]:
         """The parameters that the run would return now."""
-        return (self.best[r] or {}).get("parameters") or self.parameters(r)
+        return (self.state["best"][r] or {}).get("parameters") or self.parameters(r)
 
     def save(self) -> None:
         """All that going on needs in one file; then each run's parameters in its folder."""
-        state = {
-            "args": self.args,
-            "data_sha256": self.data.sha256,
-            "active": self.active,
-            "stack": self.stack.state_dict(),
-            "epoch": self.epoch,
-            "seconds": self.seconds,
-            "best": self.best,
-            "failed": self.failed,
-            "configs": self.configs,
-            "histories": [folder.history for folder in self.folders],
-        }
-        run_folder.write_whole(self.out / "resume.pt", run_folder.saved_bytes(torch.save, state))
+        self.state["stack"] = self.stack.state_dict()
+        content = run_folder.saved_bytes(torch.save, self.state)
+        run_folder.write_whole(self.out / "resume.pt", content)
         self.saved = self.epoch
-        for r in self.active:
-            self.folders[r].save_parameters(self.returned(r))
+        for r, folder in enumerate(self.folders):
+            if r not in self.state["failed"]:
+                folder.save_parameters(self.returned(r))
 
     def finish(self, r: int) -> dict:
         """The run's result, written into its folder."""
         run, folder = run_folder.told(self.runs[r]), self.folders[r]
-        if r in self.failed:
+        if failure := self.state["failed"].get(r):
             folder.close()
-            return {**run, **self.failed[r]}
-        result = {
-            **run,
-            **{k: v for k, v in self.best[r].items() if k not in ("value", "parameters")},
-            "epochs": self.epoch,
-            "stack_size": len(self.runs),
-            "train_seconds": self.seconds[0],
-            "eval_seconds": self.seconds[1],
-            "folder": str(folder.folder),
-            "run_id": folder.run_id,
-        }
+            return run | failure
+        best = self.state["best"][r].items()
+        result = run | {k: v for k, v in best if k not in ("value", "parameters")}
+        result |= {"epochs": self.epoch, "stack_size": len(self.runs)}
+        result |= {name: self.state[name] for name in ("train_seconds", "eval_seconds")}
+        result |= {"folder": str(folder.folder), "run_id": folder.run_id}
         folder.finish(result, self.returned(r))
         return result
 

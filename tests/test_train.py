@@ -693,7 +693,7 @@ def test_a_run_whose_predictions_overflow_stops_alone(command, monkeypatch):
         code, results, err = command("--seeds", "0-2", "--epochs", 3, "--out", "s")
     assert code == 2 and err.count("error") == 1
     assert [("mrr" in result) for result in results] == [True, False, True]
-    assert results[1]["epoch"] == 1 and results[1]["table"] == "predicted ratings"
+    assert results[1]["epoch"] == 1 and results[1]["table"] == "mse"
     assert len(history(results[0]["folder"])) == 3
     _, alone, _ = command("--seed", 2, "--epochs", 3, "--out", "alone")
     assert results[2]["mse"] == pytest.approx(alone["mse"], rel=1e-5)
