@@ -143,36 +143,24 @@ def test_every_float_dtype_ranks_exactly(dtype):
     assert ranks.tolist() == [[1 + 2935 + 63 / 2, 1 + 54 / 2]]
 
 
-def test_scores_may_be_a_transposed_view():
-    scores, split = stack(7)
-    kept = torch.from_numpy(scores).permute(2, 1, 0).contiguous()  # (items, users, R)
-    ranks = FullRanking(11, *split).ranks(lambda user_ids: kept[:, user_ids].permute(2, 1, 0))
-    assert ranks.equal(FullRanking(11, *split).ranks(fixed(scores)))
-
-
 INF = math.inf
 LEAST = torch.finfo(torch.float32).tiny  # the least that flushing denormals leaves alone
-ABOVE_1 = torch.tensor(1.0).nextafter(torch.tensor(2.0)).item()
+ABOVE_1 = 1 + 2**-23, 1 + 2**-52  # the next number after 1, of float32 and of float64
 BY_HAND = {  # scores of a user's items, items tested, items seen, ranks
     "seen items come last": ([0.0, -1, -2, -3, -4], [2, 4], [0, 1], [1, 3]),
     "seen test items tie in the last places": ([0.0, -1, -2, -3, -4], [0, 1], [0, 1], [4.5, 4.5]),
     "the model's own -inf ties with seen": ([-INF, INF, INF, 0, 1], [0, 1, 3], [4], [4.5, 1.5, 3]),
-    "the least float is no tie": ([LEAST, 0, 1, ABOVE_1], [0, 1, 2, 3], [], [3, 4, 2, 1]),
+    "the least float is no tie": ([LEAST, 0, 1, ABOVE_1[0]], [0, 1, 2, 3], [], [3, 4, 2, 1]),
+    "nor the least of float64": ([0.0, ABOVE_1[1], 1], [1, 2], [], [1, 2]),
 }
 
 
 @pytest.mark.parametrize("case", BY_HAND)
 def test_ranks_by_hand(case):
     scores, test, seen, ranks = BY_HAND[case]
-    users = np.zeros(len(test), int), np.zeros(len(seen), int)
-    ranking = FullRanking(len(scores), users[0][None], [test], users[1][None], [seen])
-    assert ranking.ranks(fixed(torch.tensor([[scores]]))).tolist() == [ranks]
-
-
-def test_scores_in_float64_that_differ_by_the_least_are_no_tie():
-    scores = 1 + torch.tensor([[[1, 0, 3, 2]]]).double() * 2**-52
-    ranking = FullRanking(4, [[0, 0, 0, 0]], [[0, 1, 2, 3]], [[]], [[]])
-    assert ranking.ranks(fixed(scores)).tolist() == [[3, 4, 1, 2]]
+    dtype = torch.float64 if "64" in case else torch.float32
+    ranking = FullRanking(len(scores), [[0] * len(test)], [test], [[0] * len(seen)], [seen])
+    assert ranking.ranks(fixed(torch.tensor([[scores]], dtype=dtype))).tolist() == [ranks]
 
 
 def test_users_without_test_items_are_neither_scored_nor_counted():
@@ -214,50 +202,33 @@ def test_a_model_that_scores_everything_the_same_looks_bad():
     assert mrr_of(torch.from_numpy(counts).float()) > 10 * constant
 
 
-def test_a_perfect_model_gets_the_mean_of_the_first_reciprocals():
-    """n test items in the first n places: MRR is (1 + 1/2 + ... + 1/n) / n, not 1."""
-    scores = torch.zeros(1, 2, 30)
-    scores[0, 0, :3], scores[0, 1, :12] = 1 + torch.rand(3), 1 + torch.rand(12)
-    users = np.repeat([0, 1], [3, 12])
-    items = np.concatenate([np.arange(3), np.arange(12)])
-    ranks = FullRanking(30, users[None], items[None], [[]], [[]]).ranks(fixed(scores))
-    harmonic = [sum(1 / k for k in range(1, n + 1)) / n for n in (3, 12)]
+def test_metrics_by_hand():
+    assert ranking_metrics([1, 4, 4, 4], [0, 1, 1, 1])["mrr"] == (1 + 1 / 4) / 2  # over users
+    perfect = ranking_metrics([1, 2, 3, *range(1, 13)], [0] * 3 + [1] * 12)
+    harmonic = [sum(1 / k for k in range(1, n + 1)) / n for n in (3, 12)]  # MRR isn't 1
     expected = {"mrr": sum(harmonic) / 2, "mrr_first": 1, "ndcg_at_10": 1}
-    expected["recall_at_10"] = (1 + 10 / 12) / 2
-    assert ranking_metrics(ranks[0], users) == pytest.approx(expected)
-
-
-def test_mrr_is_a_mean_over_users_not_over_pairs():
-    assert ranking_metrics([1, 4, 4, 4], [0, 1, 1, 1])["mrr"] == (1 + 1 / 4) / 2
-
-
-def test_ties_across_the_tenth_place_keep_ndcg_at_most_one():
-    ranks = [1, 2, 3, 4, 5, 6, 7, 8, 10, 10, 10]  # three tied in the places 9, 10, 11
-    assert ranking_metrics(ranks, [0] * 11)["ndcg_at_10"] == 1
+    assert perfect == pytest.approx(expected | {"recall_at_10": (1 + 10 / 12) / 2})
+    across_the_tenth_place = [1, 2, 3, 4, 5, 6, 7, 8, 10, 10, 10]  # three in the places 9 to 11
+    assert ranking_metrics(across_the_tenth_place, [0] * 11)["ndcg_at_10"] == 1
 
 
 @pytest.mark.parametrize("chunk", [3, 1000])
-@pytest.mark.parametrize("at", ["test", "seen", "other"])
-def test_nan_raises_and_names_the_run(at, chunk):
-    scores, split = stack(6)
-    test_users, test_items, seen_users, seen_items = split
-    user = test_users[1, 4]
-    row = set(range(11)) - set(test_items[1][test_users[1] == user])
-    seen = set(seen_items[1][seen_users[1] == user])
-    item = {"test": {test_items[1, 4]}, "seen": seen, "other": row - seen}[at].pop()
-    scores[1, user, item] = np.nan
-    with pytest.raises(FloatingPointError, match=r"run\(s\) \[1\]$"):
-        FullRanking(11, *split, chunk=chunk).ranks(fixed(scores))
-    scores[0, user, item] = np.nan
-    with pytest.raises(FloatingPointError, match=r"run\(s\) \[0, 1\]$"):
-        FullRanking(11, *split, chunk=chunk).ranks(fixed(scores))
+@pytest.mark.parametrize("item", [0, 2, 5], ids=["test", "seen", "other"])
+def test_nan_raises_and_names_the_run(item, chunk):
+    ranking = FullRanking(8, [[3, 0]] * 3, [[0, 1]] * 3, [[3]] * 3, [[2]] * 3, chunk=chunk)
+    scores = torch.zeros(3, 4, 8)
+    for run, runs in ((1, r"\[1\]"), (0, r"\[0, 1\]")):
+        scores[run, 3, item] = math.nan
+        with pytest.raises(NonFinite, match=rf"run\(s\) {runs}$"):
+            ranking.ranks(fixed(scores))
 
 
-def test_scores_of_a_model_with_gradients_are_ranked():
-    weight = torch.nn.Parameter(torch.arange(4.0))
-    ranking = FullRanking(4, [[0]], [[1]], [[0]], [[3]])
-    assert ranking.ranks(lambda user_ids: (2 * weight)[None, None]).tolist() == [[2]]
-    assert weight.tolist() == [0, 1, 2, 3]
+def test_scores_may_be_a_transposed_view_with_gradients():
+    scores, split = stack(7)
+    kept = torch.nn.Parameter(torch.from_numpy(scores).permute(2, 1, 0).contiguous())
+    ranks = FullRanking(11, *split).ranks(lambda users: (2 * kept[:, users]).permute(2, 1, 0))
+    assert ranks.equal(FullRanking(11, *split).ranks(fixed(scores)))
+    assert kept.permute(2, 1, 0).equal(torch.from_numpy(scores))
 
 
 @pytest.mark.parametrize(
@@ -293,25 +264,6 @@ def test_bad_pairs_raise(change, message):
         FullRanking(**(good | change))
 
 
-@pytest.mark.parametrize("metric", [ranking_metrics, reciprocal_ranks_by_user])
-@pytest.mark.parametrize(
-    ("ranks", "users", "message"),
-    [
-        ([], [], "no rank"),
-        ([1, 2], [0], "one shape"),
-        ([[1, 2]], [[0, 1]], "one shape"),
-        ([1, 0.5], [0, 1], "at least 1"),
-        ([1, math.nan], [0, 1], "at least 1"),
-        ([1, math.inf], [0, 1], "finite"),
-        ([1, 2], [0, -1], "users must be at least 0"),
-        ([1, 2], [0.0, 1.0], "users must be integers"),
-    ],
-)
-def test_bad_ranks_raise(metric, ranks, users, message):
-    with pytest.raises(ValueError, match=message):
-        metric(ranks, users)
-
-
 def test_mse_by_hand_summed_in_float64():
     predicted, ratings = torch.tensor([1.0, 7.0, -1.0]), np.array([2, 5, 1])
     assert mean_squared_error(predicted, ratings) == 3  # (1 + 4 + 4) / 3
@@ -321,29 +273,38 @@ def test_mse_by_hand_summed_in_float64():
     assert mean_squared_error(predicted, np.full(10**6, 3)) == pytest.approx(exact, rel=1e-13)
 
 
+NAN = math.nan
+BAD_RANKS = [  # ranks, users
+    ([], [], "no rank"),
+    ([1, 2], [0], "one shape"),
+    ([[1, 2]], [[0, 1]], "one shape"),
+    ([1, 0.5], [0, 1], "at least 1"),
+    ([1, NAN], [0, 1], "at least 1"),
+    ([1, INF], [0, 1], "finite"),
+    ([1, 2], [0, -1], "users must be at least 0"),
+    ([1, 2], [0.0, 1.0], "users must be integers"),
+]
+BAD_RATINGS = [  # predicted, true, clip
+    ([0.0] * 4, torch.zeros(4, 1), None, r"got \(4,\) and \(4, 1\)"),
+    (3.5, torch.zeros(4), None, r"got \(\) and \(4,\)"),
+    ([], [], None, "no rating"),
+    ([3], [3], (5, 1), r"low <= high, got \(5, 1\)"),
+    *(([3, bad], [3, 3], (1, 5), "1 of 2 predicted ratings") for bad in (NAN, INF, -INF)),
+    *(([3, bad], [3, 3], None, "1 of 2 predicted ratings") for bad in (NAN, INF, -INF)),
+    *(([3, 3], [3, bad], (1, 5), "1 of 2 true ratings") for bad in (NAN, INF, -INF)),
+]
+
+
 @pytest.mark.parametrize(
-    ("predicted", "ratings", "clip", "message"),
-    [
-        (torch.zeros(4), torch.zeros(4, 1), None, r"got \(4,\) and \(4, 1\)"),
-        (3.5, torch.zeros(4), None, r"got \(\) and \(4,\)"),
-        ([], [], None, "no rating"),
-        ([3], [3], (5, 1), r"low <= high, got \(5, 1\)"),
-    ],
+    ("metric", "bad"),
+    [(metric, bad) for metric in (ranking_metrics, reciprocal_ranks_by_user) for bad in BAD_RANKS]
+    + [(mean_squared_error, bad) for bad in BAD_RATINGS],
 )
-def test_mse_of_unequal_shapes_of_nothing_or_of_a_range_upside_down_raises(
-    predicted, ratings, clip, message
-):
-    with pytest.raises(ValueError, match=message):
-        mean_squared_error(predicted, ratings, clip)
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("clip", [None, (1, 5)])
-def test_mse_of_nan_or_infinity_raises(bad, clip):
-    with pytest.raises(FloatingPointError, match="1 of 2 predicted ratings"):
-        mean_squared_error([3, bad], [3, 3], clip)
-    with pytest.raises(FloatingPointError, match="1 of 2 true ratings"):
-        mean_squared_error([3, 3], [3, bad], clip)
+def test_bad_ranks_and_ratings_raise(metric, bad):
+    *values, message = bad
+    error = FloatingPointError if "1 of 2" in message else ValueError
+    with pytest.raises(error, match=message):
+        metric(*values)
 
 
 class ByHeart:
