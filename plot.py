@@ -135,8 +135,8 @@ def read_run(folder: Path) -> Run:
                 values.append(value)
     config = read(folder / "config.json", json_object)
     result = read(folder / "result.json", json_object)
-    if epochs == 0 or epochs != result.get("epochs", epochs):
-        raise ValueError(f"{path}: unfinished, {epochs} of {result.get('epochs', '?')} epochs")
+    if epochs != result.get("epochs"):
+        raise ValueError(f"{path}: unfinished, {epochs} of {result.get('epochs')} epochs")
     return Run(folder, config, columns)
 
 

@@ -310,12 +310,15 @@ def test_bad_ranks_and_ratings_raise(metric, bad):
 class ByHeart:
     """Two runs of two members: scores and ratings (4, 6 users, 8 items) drawn once."""
 
+    most = 0  # score rows asked for at once
+
     def __init__(self):
         self.scores, self.rated = torch.randn(
             2, 4, 6, 8, generator=torch.Generator().manual_seed(8)
         )
 
     def catalogue_scores(self, users):
+        self.most = max(self.most, 4 * len(users))
         return self.scores[:, users].clone()
 
     def ratings(self, users, items):
@@ -328,12 +331,13 @@ ROWS = np.stack([np.arange(48), np.arange(48)[::-1]])  # 15 to test each run on,
 BY_HEART = USERS, ITEMS, RATINGS, ROWS[:, :15], ROWS[:, 15:40]
 
 
-@pytest.mark.parametrize("chunk", [1, 1024])
+@pytest.mark.parametrize("chunk", [1, 8, 1024])
 def test_the_evaluator_computes_every_metric_one_added_too_of_the_members_mean(chunk, monkeypatch):
     largest = Metric(lambda run: abs(run.predicted - run.ratings).max(), "eval/Largest", better=-1)
     monkeypatch.setitem(METRICS, "largest_error", largest)
     net, clip = ByHeart(), [(-0.5, 0.5), None]
     results = Evaluator(*BY_HEART, members=2, clip=clip, chunk=chunk)(net)
+    assert net.most <= max(chunk, 4)
     for run, (result, rows) in enumerate(zip(results, ROWS, strict=True)):
         pairs = [(int(USERS[row]), int(ITEMS[row])) for row in rows]
         mean = [

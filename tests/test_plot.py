@@ -47,12 +47,9 @@ def draw(*folders: Path):
 
 def legend_texts(figure) -> list[str]:
     legends = figure.legends + [axis.get_legend() for axis in figure.axes if axis.get_legend()]
-    return [t.get_text().replace("\n", " ") for each in legends for t in each.get_texts()]
-
-
-def labels_of(tmp_path: Path, *changes: dict) -> list[str]:
-    runs = [write_run(tmp_path / f"run{i}", **change) for i, change in enumerate(changes)]
-    return legend_texts(draw(*runs))
+    texts = [text for each in legends for text in each.get_texts()]
+    assert not any(text.get_parse_math() for text in texts)  # a label may hold "$"
+    return [text.get_text().replace("\n", " ") for text in texts]
 
 
 def snapshot(folder: Path) -> dict:
@@ -158,10 +155,12 @@ def test_however_much_runs_differ_all_labels_stand_inside_the_figure(tmp_path, r
         ([{}, {}], ["run0", "run1"]),
         ([{}, {}, {"seed": 1}], ["seed 0 (run0)", "seed 0 (run1)", "seed 1"]),
         ([{"note": "$a$"}, {"note": "b_$"}], ["note $a$", "note b_$"]),
+        ([{}, {"lambda_f": None, "lambda_r": None}], ["λ 0.99/0.01", "run1"]),
     ],
 )
 def test_labels_tell_only_what_differs_and_each_run_apart(tmp_path, changes, labels):
-    assert labels_of(tmp_path, *changes) == labels
+    runs = [write_run(tmp_path / f"run{i}", **change) for i, change in enumerate(changes)]
+    assert legend_texts(draw(*runs)) == labels
 
 
 def test_a_stack_stands_for_its_runs_in_natural_order_and_holds_the_figure(tmp_path, capsys):
@@ -173,6 +172,9 @@ def test_a_stack_stands_for_its_runs_in_natural_order_and_holds_the_figure(tmp_p
     paths = [tmp_path / "stack" / "curves.png", tmp_path / "stack" / "curves.svg"]
     assert capsys.readouterr().out.splitlines() == [str(path) for path in paths]
     assert [path.read_bytes()[:5] for path in paths] == [b"\x89PNG\r", b"<?xml"]
+    drawn = paths[1].read_bytes()
+    plot.main([str(tmp_path / "stack")])  # seed9, given twice, was drawn once
+    assert paths[1].read_bytes() == drawn
 
 
 def command(*arguments) -> subprocess.CompletedProcess:
@@ -211,24 +213,23 @@ def test_a_run_of_a_stack_that_did_not_stay_finite_is_left_out_and_told(tmp_path
     assert "seed1 is left out" in capsys.readouterr().err
 
 
-BAD_RUNS = {  # what is done to a good run folder, and what the error must name
-    "no history": (lambda run: (run / "history.csv").unlink(), "history.csv"),
-    "no config": (lambda run: (run / "config.json").unlink(), "config.json"),
-    "no result": (lambda run: (run / "result.json").unlink(), "result.json"),
-    "config no JSON": (lambda run: (run / "config.json").write_text("{,"), "config.json"),
-    "config a list": (lambda run: (run / "config.json").write_text("[1]"), "config.json"),
-    "unfinished": (lambda run: (run / "result.json").write_text('{"epochs": 9}'), "4 of 9 epochs"),
-    "header only": (lambda run: (run / "history.csv").write_text(HEADER), "history.csv"),
-    "empty": (lambda run: (run / "history.csv").write_text(""), "history.csv: column epoch"),
-    "binary": (lambda run: (run / "history.csv").write_bytes(b"\xff\x00"), "history.csv"),
-}
-BAD_CELLS = {  # an edit of history.csv, and what the error must name
-    "no column": (("regression_loss,", "l,"), "history.csv: column regression_loss is missing"),
-    "text": (("0.875,0.4", "abc,0.4"), "history.csv: column mse, row 4: 'abc'"),
-    "empty loss": (("2,0.19,0.875", "2,0.19,"), "history.csv: column regression_loss, row 3: ''"),
-    "cut row": (("0.15,0.75,0.156,0.0625,0.875,0.4,0.1", "0.15"), "column regression_loss, row 4"),
-    "long row": (("0.4,0.1", "0.4,0.1,7"), "history.csv: row 1"),
-    "epoch twice": (("\n1,", "\n0,"), "history.csv: column epoch, row 2: '0'"),
+HISTORY = "history.csv"
+SPOILT = {  # file, what it holds instead (None: it is gone; a pair: an edit), what the error names
+    "no history": (HISTORY, None, HISTORY),
+    "no config": ("config.json", None, "config.json: missing"),
+    "no result": ("result.json", None, "result.json: missing"),
+    "config no JSON": ("config.json", "{,", "config.json: damaged"),
+    "config a list": ("config.json", "[1]", "config.json: damaged (a list"),
+    "unfinished": ("result.json", '{"epochs": 9}', "4 of 9 epochs"),
+    "header only": (HISTORY, HEADER, "history.csv: unfinished, 0 of 4"),
+    "empty": (HISTORY, "", "history.csv: column epoch"),
+    "binary": (HISTORY, b"\xff\x00", "history.csv: damaged"),
+    "no column": (HISTORY, ("regression_loss,", "l,"), "column regression_loss is missing"),
+    "text": (HISTORY, ("0.875,0.4", "abc,0.4"), "history.csv: column mse, row 4: 'abc'"),
+    "empty loss": (HISTORY, ("2,0.19,0.875", "2,0.19,"), "column regression_loss, row 3: ''"),
+    "cut row": (HISTORY, (ROWS[3][2:], "0.15"), "column regression_loss, row 4"),
+    "long row": (HISTORY, ("0.4,0.1", "0.4,0.1,7"), "history.csv: row 1"),
+    "epoch twice": (HISTORY, ("\n1,", "\n0,"), "history.csv: column epoch, row 2: '0'"),
 }
 
 
@@ -243,17 +244,17 @@ def refused(capsys, *arguments) -> str:
     return printed.err
 
 
-@pytest.mark.parametrize("fault", [*BAD_RUNS, *BAD_CELLS])
+@pytest.mark.parametrize("fault", SPOILT)
 def test_a_bad_run_exits_2_with_one_line_that_names_it_and_writes_nothing(tmp_path, capsys, fault):
     good, bad = write_run(tmp_path / "good"), write_run(tmp_path / "bad")
-    if fault in BAD_RUNS:
-        spoil, named = BAD_RUNS[fault]
-        spoil(bad)
+    name, content, named = SPOILT[fault]
+    if isinstance(content, tuple):
+        assert content[0] in (bad / name).read_text()
+        content = (bad / name).read_text().replace(*content)
+    if content is None:
+        (bad / name).unlink()
     else:
-        (old, new), named = BAD_CELLS[fault]
-        text = (bad / "history.csv").read_text()
-        assert old in text
-        (bad / "history.csv").write_text(text.replace(old, new))
+        (bad / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     if fault == "no history":  # given as a stack, whose unfinished run must not be passed over
         bad = tmp_path
     before = snapshot(tmp_path)
