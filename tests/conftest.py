@@ -1,5 +1,6 @@
-"""Shared by all tests: one thread, and small planted data as a real file."""
+"""Shared by all tests: one thread, small planted data as a real file, train.py run on it."""
 
+import functools
 import sys
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from small import run_train
 
 import data
 from checks.kill_resume import write_ratings
@@ -25,3 +28,24 @@ def ratings_csv(planted, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("data") / "ratings.csv"
     write_ratings(path, planted)
     return path
+
+
+@pytest.fixture
+def command(ratings_csv, tmp_path, monkeypatch):
+    """command(words): train.py in an empty folder, by default to run/, as small.run_train."""
+    monkeypatch.chdir(tmp_path)
+    return lambda words: run_train(words, tmp_path, ratings_csv)
+
+
+@pytest.fixture(scope="session")
+def finished(ratings_csv, tmp_path_factory):
+    """finished(words): the folder and the result of a command; each is run once, only to read."""
+
+    @functools.cache
+    def run(words: str):
+        folder = tmp_path_factory.mktemp("finished")
+        code, result, err = run_train(words, folder, ratings_csv)
+        assert code == 0, err
+        return folder / "run", result
+
+    return run

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from small import randomise
 
 from models import RATING_HEADS, MultiTaskNet, OneRun, random_stream
 
@@ -9,12 +10,7 @@ N_USERS, N_ITEMS = 7, 9
 
 
 def net_with_random_values(**options) -> MultiTaskNet:
-    net = MultiTaskNet(N_USERS, N_ITEMS, **{"embedding_dim": 4, "hidden": 5, **options})
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator))
-    return net
+    return randomise(MultiTaskNet(N_USERS, N_ITEMS, **{"embedding_dim": 4, "hidden": 5, **options}))
 
 
 @pytest.mark.parametrize("batch", [1, 6])
@@ -22,6 +18,7 @@ def net_with_random_values(**options) -> MultiTaskNet:
 @pytest.mark.parametrize("rating_biases", [False, True])
 @pytest.mark.parametrize("rating_head", RATING_HEADS)
 def test_forward_is_the_documented_formula(batch, shared_dims, rating_biases, rating_head):
+    """The published score multiplied each item with every user in the batch, without biases."""
     options = dict(shared_dims=shared_dims, rating_biases=rating_biases, rating_head=rating_head)
     net = net_with_random_values(**options)
     net.observe(torch.tensor([[0, 1]]), torch.tensor([[2, 3]]), torch.tensor([[2.0, 5.0]]))
@@ -61,36 +58,49 @@ def test_catalogue_scores_are_the_pairs_scores():
         torch.testing.assert_close(catalogue[:, :, item], pairs)
 
 
-def gradients(net: MultiTaskNet, output: int) -> dict[str, torch.Tensor]:
-    net.zero_grad()
-    users, items = torch.tensor([[1, 2]]), torch.tensor([[3, 4]])
-    net(users, items)[output].sum().backward()
-    return {
-        name: p.grad.clone() if p.grad is not None else torch.zeros_like(p)
-        for name, p in net.named_parameters()
-    }
-
-
-def test_shared_tables_get_gradients_of_both_tasks_in_every_column():
-    ranking, rating = (gradients(net_with_random_values(), output) for output in (0, 1))
+@pytest.mark.parametrize(
+    "shared_dims, meet_in",
+    [(0, ""), (1, "users items"), (4, "users items user_bias item_bias")],
+)
+def test_each_task_pulls_at_its_window_and_both_meet_in_the_common_columns(shared_dims, meet_in):
+    net, own = net_with_random_values(shared_dims=shared_dims, rating_biases=True), 4 - shared_dims
+    named, pulled = dict(net.named_parameters()), []
+    for output in net(torch.tensor([[1]]), torch.tensor([[3]])):
+        slopes = torch.autograd.grad(
+            output.sum(), named.values(), retain_graph=True, materialize_grads=True
+        )
+        pulled.append({name: slope != 0 for name, slope in zip(named, slopes, strict=True)})
+    ranking, rating = pulled
     for name, row in (("users", 1), ("items", 3)):
-        assert (ranking[name][0, row] != 0).all()
-        assert (rating[name][0, row] != 0).all()
+        assert ranking[name][0, row].tolist() == [True] * 4 + [False] * own
+        assert rating[name][0, row].tolist() == [False] * own + [True] * 4
+    assert all((ranking[name] | rating[name]).any() for name in named)
+    assert {name for name in named if (ranking[name] & rating[name]).any()} == set(meet_in.split())
 
 
-def test_separate_gradients_never_cross():
-    net = net_with_random_values(shared_dims=0, rating_biases=True)
-    ranking, rating = (gradients(net, output) for output in (0, 1))
-    for name in ranking:
-        assert not ((ranking[name] != 0) & (rating[name] != 0)).any(), name
-        assert ((ranking[name] != 0) | (rating[name] != 0)).any(), name
-
-
-def test_partly_shared_tasks_meet_in_the_common_columns_alone():
-    net = net_with_random_values(shared_dims=1)
-    ranking, rating = (gradients(net, output)["users"][0, 1] for output in (0, 1))
-    both = (ranking != 0) & (rating != 0)
-    assert both.tolist() == [False] * 3 + [True] + [False] * 3
+def test_a_history_adds_the_sum_of_what_was_interacted_with_over_the_root_of_its_size():
+    net = net_with_random_values(seeds=[0, 1], shared_dims=3, user_history=True, item_history=True)
+    stream = random_stream(0, "test")
+    users = torch.randint(N_USERS - 1, (2, 30), generator=stream)  # the last user has none
+    items = torch.randint(N_ITEMS, (2, 30), generator=stream)
+    net.observe(users, items, torch.ones(2, 30))
+    known = torch.zeros(2, N_USERS, N_ITEMS)
+    known[torch.arange(2)[:, None], users, items] = 1  # a pair counts once
+    picked, pickers = known, known.transpose(1, 2)
+    u = net.users + picked / picked.sum(2, keepdim=True).clamp(min=1).sqrt() @ net.history_items
+    q = net.items + pickers / pickers.sum(2, keepdim=True).clamp(min=1).sqrt() @ net.history_users
+    ids = torch.tensor([[3, 6, 3, 0], [1, 1, 5, 2]])
+    at = torch.arange(2)[:, None], ids
+    weights = torch.randn(2, 4, net.width, generator=stream)
+    for ours, expected, table in (
+        (net.user_rows(ids), u[at], net.history_items),
+        (net.item_rows(ids), q[at], net.history_users),
+        (net.catalogue()[at], q[at], net.history_users),
+    ):
+        torch.testing.assert_close(ours, expected)
+        sums = (ours * weights).sum(), (expected * weights).sum()
+        slopes = [torch.autograd.grad(x, table, retain_graph=True)[0] for x in sums]
+        torch.testing.assert_close(*slopes)
 
 
 def test_initial_values_are_the_reports():
@@ -99,11 +109,10 @@ def test_initial_values_are_the_reports():
         assert table.std().item() == pytest.approx(1 / 32, rel=0.02)
         assert abs(table.mean().item()) < 1e-3
     assert not net.user_bias.any() and not net.item_bias.any()
-    layers = net.rating_head.hidden, net.rating_head.output
-    for weight, fan_in in zip([layer.weight for layer in layers], (96, 64), strict=True):
+    for layer, fan_in in ((net.rating_head.hidden, 96), (net.rating_head.output, 64)):
         bound = fan_in**-0.5
-        assert 0.9 * bound < weight.abs().max() <= bound
-        assert weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.15)
+        assert 0.9 * bound < layer.weight.abs().max() <= bound
+        assert layer.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.15)
 
 
 @pytest.mark.parametrize("shared_dims", [0, 3])
@@ -111,18 +120,8 @@ def test_a_seed_starts_ranking_equal_whatever_is_shared(shared_dims):
     shared = MultiTaskNet(N_USERS, N_ITEMS, embedding_dim=4, seeds=[8])
     other = MultiTaskNet(N_USERS, N_ITEMS, embedding_dim=4, shared_dims=shared_dims, seeds=[8])
     for name in ("users", "items"):
-        window = other.ranking_window(getattr(other, name))
-        assert torch.equal(window, getattr(shared, name))
-    layers = [net.rating_head.hidden for net in (shared, other)]
-    assert torch.equal(layers[0].weight, layers[1].weight)
-
-
-def test_a_run_starts_as_it_does_alone():
-    stack, alone = (
-        MultiTaskNet(N_USERS, N_ITEMS, embedding_dim=4, seeds=s) for s in ([4, 9, 2], [9])
-    )
-    for ours, its in zip(stack.parameters(), alone.parameters(), strict=True):
-        assert torch.equal(ours[1:2], its)
+        assert torch.equal(other.ranking_window(getattr(other, name)), getattr(shared, name))
+    assert torch.equal(other.rating_head.hidden.weight, shared.rating_head.hidden.weight)
 
 
 def test_random_streams_differ_by_seed_purpose_and_index():
@@ -137,11 +136,10 @@ def test_an_id_out_of_range_raises_and_never_reads_another_run(bad):
     net = net_with_random_values(seeds=[0, 1])
     with pytest.raises(IndexError, match=rf"user id {bad} is not in 0\.\.6"):
         net(torch.tensor([[0], [bad]]), torch.tensor([[0], [0]]))
-    run = OneRun(net)
     with pytest.raises(IndexError):
-        run.interaction_scores(torch.tensor([bad]))
+        OneRun(net).interaction_scores(torch.tensor([bad]))
     with pytest.raises(IndexError):
-        run.ratings(torch.tensor([0]), torch.tensor([N_ITEMS]))
+        OneRun(net).ratings(torch.tensor([0]), torch.tensor([N_ITEMS]))
 
 
 def test_an_ensemble_answers_with_its_members_mean():
