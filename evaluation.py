@@ -306,13 +306,8 @@ def fit_biases(
     """r̂_ui = mean + a_u + b_i of least squared error + user_ridge |a|² + item_ridge |b|².
 
     In turn b_i = Σ_u (r_ui - mean - a_u) / (n_i + item_ridge), over item i's n_i ratings, and a_u
-    likewise. The ridges were chosen on validation parts of ml-100k.
-
-    Args:
-        users, items, ratings: (S,) training interactions.
-
-    Returns:
-        mean, a float; a, float64 (n_users,); b, float64 (n_items,): 0 where there is no rating.
+    likewise; (S,) training columns -> mean, a (n_users,), b (n_items,), 0 where nothing is known.
+    The ridges were chosen on validation parts of ml-100k.
     """
     mean = ratings.mean(dtype=np.float64)
     above, user_bias = ratings - mean, np.zeros(n_users)

@@ -18,13 +18,15 @@ import argparse
 import datetime
 import json
 import platform
-import resource
+import re
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -38,21 +40,20 @@ from models import MultiTaskNet
 from multitask import Stack
 
 DIM, HIDDEN = 32, 64
+LARGE = 138_493, 26_744, 20_000_000  # users, items, interactions: as many as MovieLens 20M
 
 
 def record(kind: str, device: str, values: dict) -> dict:
     """Where and when, before what was measured."""
-    processor = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        names = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x]
-        processor = names[0].partition(": ")[2] if names else processor
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
+    processor = names[0] if names else platform.processor() or platform.machine()
     return {
         "experiment": kind,
         "date": datetime.date.today().isoformat(),
         "hardware": torch.cuda.get_device_name() if device.startswith("cuda") else processor,
         "threads": torch.get_num_threads(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "commit": train.commit(),
+        **train.provenance(),
         **values,
     }
 
@@ -102,7 +103,10 @@ class PlainLoop:
 
 
 class StackLoop:
-    """R runs of ours; a call trains an epoch and returns seconds per run-epoch."""
+    """R runs of ours; a call trains an epoch and returns seconds per run-epoch.
+
+    All that the bench knows of Stack's interface stands here.
+    """
 
     def __init__(
         self, data, rows, runs=1, batch_size=256, shared_dims=DIM, device="cpu", **options
@@ -110,24 +114,26 @@ class StackLoop:
         net = MultiTaskNet(data.n_users, data.n_items, DIM, shared_dims, seeds=range(runs))
         weights = [0.99] * runs, [0.01] * runs
         columns = data.user_ids, data.item_ids, data.ratings
-        self.stack = Stack(
-            net.to(device),
-            *columns,
-            np.tile(rows, (runs, 1)),
-            range(runs),
-            *weights,
-            batch_size=batch_size,
-            **options,
-        )
-        self.runs, self.epoch = runs, 0
+        trained = np.tile(rows, (runs, 1))
+        options |= {"batch_size": batch_size}
+        self.stack = Stack(net.to(device), *columns, trained, range(runs), *weights, **options)
+        self.net, self.runs, self.epoch = self.stack.net, runs, 0
         if options.get("compile"):
             self.stack.warm_up()
 
+    def step(self) -> None:
+        """One step, so that the first counted epoch finds its memory allocated."""
+        self.stack._step(*next(self.stack.batches(0)))
+
     def __call__(self) -> float:
-        start = time.perf_counter()
-        self.stack.run_epoch(self.epoch)
-        self.epoch += 1
-        return (time.perf_counter() - start) / self.runs
+        epoch, self.epoch = self.epoch, self.epoch + 1
+        return timed(lambda: self.stack.run_epoch(epoch)) / self.runs
+
+
+def timed(function) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
 
 
 def in_turn(loops: dict, rounds: int) -> dict[str, list[float]]:
@@ -146,12 +152,7 @@ def median_ratio(ours: list[float], theirs: list[float]) -> float:
 
 
 def best_of(repeats: int, function) -> float:
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
+    return min(timed(function) for _ in range(repeats))
 
 
 def floor_seconds(data, n_rows: int, batch_size: int = 256) -> dict:
@@ -188,8 +189,7 @@ def ratios(rounds: int) -> dict:
     columns = data.user_ids, data.item_ids, data.ratings
     for runs in (1, 16):
         parts = [np.tile(part, (runs, 1)) for part in (split.test, split.train)]
-        evaluate = Evaluator(*columns, *parts)
-        net = small[f"R={runs}"].stack.net
+        evaluate, net = Evaluator(*columns, *parts), small[f"R={runs}"].net
         small[f"evaluation, R={runs}"] = lambda e=evaluate, n=net, r=runs: timed(lambda: e(n)) / r
     seconds = in_turn(small, rounds)
     large = {
@@ -198,51 +198,41 @@ def ratios(rounds: int) -> dict:
         "compiled": StackLoop(data, split.train, batch_size=4096, compile=True),
     }
     at_4096 = in_turn(large, 2 * rounds)
+    compared = [name for name in small if name != "plain"]
+    medians = {name: statistics.median(taken) for name, taken in (seconds | at_4096).items()}
     return {
         "rounds": rounds,
         "plain_seconds": statistics.median(seconds["plain"]),
         "ratio_to_plain": {
-            name: median_ratio(seconds[name], seconds["plain"]) for name in small if name != "plain"
+            name: median_ratio(seconds[name], seconds["plain"]) for name in compared
         },
         "floor": floor,
-        "ratio_to_floor": {
-            name: statistics.median(seconds[name]) / floor["seconds"] for name in ("R=1", "R=16")
-        },
-        "samples_per_second_at_4096": {
-            name: len(split.train) / statistics.median(taken) for name, taken in at_4096.items()
-        },
+        "ratio_to_floor": {name: medians[name] / floor["seconds"] for name in ("R=1", "R=16")},
+        "samples_per_second_at_4096": {name: len(split.train) / medians[name] for name in large},
     }
-
-
-def timed(function) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
 
 
 def scaling(rounds: int) -> dict:
     """Seconds per run-epoch against R and batch size; seconds and memory against interactions."""
     data = load("ml-100k")
     rows = random_split(data, 0).train
-    by_runs = {}
-    for runs in (1, 2, 4, 8, 16, 32, 64):
-        taken = in_turn({"stack": StackLoop(data, rows, runs)}, max(1, rounds // 2))["stack"]
-        by_runs[runs] = statistics.median(taken)
-    by_batch = {}
-    for batch_size in (256, 1024, 4096, 16384):
-        taken = in_turn({"stack": StackLoop(data, rows, batch_size=batch_size)}, rounds)["stack"]
-        by_batch[batch_size] = statistics.median(taken)
+
+    def seconds(rounds, **options):
+        loop = StackLoop(data, rows, **options)
+        return statistics.median(in_turn({"stack": loop}, rounds)["stack"])
+
+    by_runs = {n: seconds(max(1, rounds // 2), runs=n) for n in (1, 2, 4, 8, 16, 32, 64)}
+    by_batch = {n: seconds(rounds, batch_size=n) for n in (256, 1024, 4096, 16384)}
     by_interactions = {}
     with tempfile.TemporaryDirectory() as folder:
-        big = synthetic(138_493, 26_744, 20_000_000, seed=0)
+        big = synthetic(*LARGE, seed=0)
         np.savez(Path(folder, "big.npz"), u=big.user_ids, i=big.item_ids, r=big.ratings)
         del big
-        for n in (100_000, 1_000_000, 5_000_000, 20_000_000, "20_000_000, evaluated"):
-            size, evaluated = (n, "") if isinstance(n, int) else (20_000_000, "yes")
-            command = [sys.executable, "-m", "checks.bench", "--point", folder]
-            command += [str(size), evaluated]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            by_interactions[n] = json.loads(done.stdout.splitlines()[-1])
+        for n in (100_000, 1_000_000, 5_000_000, LARGE[2], "20_000_000, evaluated"):
+            size, evaluated = (n, False) if isinstance(n, int) else (LARGE[2], True)
+            # A process each, since memory is measured at its peak.
+            with ProcessPoolExecutor(1, get_context("spawn"), initializer=set_machine) as pool:
+                by_interactions[n] = pool.submit(point, folder, size, evaluated).result()
     return {
         "seconds_by_runs": by_runs,
         "seconds_by_batch_size": by_batch,
@@ -250,44 +240,35 @@ def scaling(rounds: int) -> dict:
     }
 
 
-class Columns:
-    """The first n rows of the large synthetic data, tables at full size."""
-
-    n_users, n_items = 138_493, 26_744
-
-    def __init__(self, folder: str, n: int):
-        with np.load(Path(folder, "big.npz")) as arrays:
-            self.user_ids, self.item_ids, self.ratings = (arrays[k][:n].copy() for k in "uir")
-
-
 def point(folder: str, n: int, evaluate: bool) -> dict:
     """Seconds of an epoch of n interactions at batch 16,384, and the process's peak memory.
 
-    With ``evaluate``, also the seconds of ranking the catalogue for all users, 5% held out.
+    The first n of the large synthetic data, tables at full size. With ``evaluate``, also the
+    seconds of ranking the catalogue for all users, 5% held out.
     """
-    data, rows = Columns(folder, n), np.random.default_rng(0).permutation(n)
-    test, rows = (rows[: n // 20], rows[n // 20 :]) if evaluate else (None, rows)
+    with np.load(Path(folder, "big.npz")) as arrays:
+        columns = [arrays[name][:n].copy() for name in "uir"]
+    named = zip(("user_ids", "item_ids", "ratings"), columns, strict=True)
+    data = SimpleNamespace(n_users=LARGE[0], n_items=LARGE[1], **dict(named))
+    rows = np.random.default_rng(0).permutation(n)
+    test, rows = np.split(rows, [n // 20 if evaluate else 0])
     loop = StackLoop(data, rows, batch_size=16_384)
-    loop.stack._step(*next(loop.stack.batches(0)))
+    loop.step()
     epochs = max(1, min(5, 2_000_000 // n))
     seconds = statistics.median(loop() for _ in range(epochs))
     values = {"seconds": seconds, "seconds_per_million": seconds / len(rows) * 1e6}
     values["training_peak_mib"] = peak_mib()
     if evaluate:
-        columns = data.user_ids, data.item_ids, data.ratings
         evaluate_all = Evaluator(*columns, test[None], rows[None])
-        values["evaluation_seconds"] = timed(lambda: evaluate_all(loop.stack.net))
+        values["evaluation_seconds"] = timed(lambda: evaluate_all(loop.net))
         values["peak_mib"] = peak_mib()
     return values
 
 
 def peak_mib() -> float:
-    """This process's peak memory. (getrusage's would start at its parent's.)"""
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
-        return int(line.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """This process's peak memory, on Linux. (getrusage's would begin at its parent's.)"""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]) / 1024
 
 
 def on_gpu(device: str) -> dict:
@@ -300,19 +281,38 @@ def on_gpu(device: str) -> dict:
     return {"runs": 40, "epochs": 200, "seconds": seconds}
 
 
-def main() -> int:
-    parser = Parser(prog="python -m checks.bench", description=__doc__)
-    parser.add_argument("--scaling", action="store_true", help="cost against work")
-    parser.add_argument("--rounds", type=number(int, 1), default=7, help="paired epochs (7)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
-    parser.add_argument("--out", type=Path, default=Path("results/bench.jsonl"), help="records")
-    parser.add_argument("--point", nargs=3, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+def set_machine() -> None:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    if args.point:
-        print(json.dumps(point(args.point[0], int(args.point[1]), bool(args.point[2]))))
-        return 0
+
+
+def device_here(text: str) -> str:
+    """An argparse type: a device that this machine has."""
+    try:
+        if torch.device(text).type not in ("cpu", "cuda"):
+            raise RuntimeError
+        torch.empty(1, device=text)
+    except (RuntimeError, AssertionError):  # unknown; a build of torch without CUDA
+        n = torch.cuda.device_count()
+        told = f"{text!r} isn't there: use cpu; this machine has {n} CUDA device(s)"
+        raise argparse.ArgumentTypeError(told) from None
+    return text
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser(prog="python -m checks.bench", description=__doc__)
+    add = parser.add_argument
+    add("--scaling", action="store_true", help="cost against work")
+    add("--rounds", type=number(int, 1), default=7, help="paired epochs (7)")
+    add("--device", type=device_here, default="cpu", help="cpu or cuda (cpu)")
+    add("--out", type=Path, default=Path("results/bench.jsonl"), help="records")
+    args = parser.parse_args(argv)
+    set_machine()
+    try:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.open("a").close()  # a place that can't be written to is told now
+    except OSError as error:
+        parser.error(f"--out {args.out}: {error.strerror}")
     if args.device != "cpu":
         line = record("gpu", args.device, on_gpu(args.device))
     elif args.scaling:
@@ -321,7 +321,6 @@ def main() -> int:
         line = record("ratios", "cpu", ratios(args.rounds))
     for name, value in line.items():
         print(f"{name:28} {value}", file=sys.stderr)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     with args.out.open("a") as file:
         file.write(json.dumps(line) + "\n")
     print(json.dumps(line))

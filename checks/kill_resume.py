@@ -14,7 +14,6 @@ not in the imports.
 """
 
 import contextlib
-import csv
 import json
 import os
 import random
@@ -26,6 +25,7 @@ import threading
 import time
 from pathlib import Path
 
+import pandas as pd
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tqdm import tqdm
@@ -36,31 +36,32 @@ from data import Interactions, synthetic
 
 
 def write_ratings(path: Path, data: Interactions) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["userId", "movieId", "rating", "timestamp"])
-        columns = data.user_ids, data.item_ids, data.ratings, data.timestamps
-        writer.writerows(zip(*(column.tolist() for column in columns), strict=True))
+    """The data as a CSV file with MovieLens' header."""
+    columns = data.user_ids, data.item_ids, data.ratings, data.timestamps
+    names = "userId", "movieId", "rating", "timestamp"
+    pd.DataFrame(dict(zip(names, columns, strict=True))).to_csv(path, index=False)
 
 
-LOSSES = [["--loss", loss] for loss in ("sigmoid", "bpr", "softmax")]
+LOSSES = ["--loss sigmoid", "--loss bpr", "--loss softmax"]
 LOSSES.append(  # what recipes/best.txt adds
     "--loss softmax --batch-by user --rating-head dot --rating-biases --user-history "
     "--item-history --leave-one-out --ranking-dropout 0.5 --rating-dropout 0.5 "
-    "--schedule cosine".split()
+    "--schedule cosine"
 )
 
 
 def draw_command(rng: random.Random) -> list[str]:
-    arguments = ["--embedding-dim", "4", "--hidden", "4", "--lr", "0.01", "--batch-size", "64"]
-    arguments += ["--epochs", str(rng.randint(4, 25)), "--checkpoint-every", str(rng.randint(1, 9))]
-    arguments += rng.choice([["--shared"], ["--separate"], ["--shared-dims", "2"]])
-    arguments += rng.choice(LOSSES)
-    arguments += ["--optimizer", rng.choice(["adam", "sgd"])]
-    arguments += ["--seeds", rng.choice(["0", "3", "0-2"]), "--ensemble", rng.choice("112")]
-    arguments += rng.choice([[], ["--validation", "0.1"], ["--validation", "0.1", "--select"]])
-    arguments += rng.choice([[], ["--eval-every", "3"], ["--log-gradients"]])
-    return arguments
+    parts = [
+        "--embedding-dim 4 --hidden 4 --lr 0.01 --batch-size 64",
+        f"--epochs {rng.randint(4, 25)} --checkpoint-every {rng.randint(1, 9)}",
+        rng.choice(["--shared", "--separate", "--shared-dims 2"]),
+        rng.choice(LOSSES),
+        rng.choice(["--optimizer adam", "--optimizer sgd"]),
+        f"--seeds {rng.choice(['0', '3', '0-2'])} --ensemble {rng.choice('112')}",
+        rng.choice(["", "--validation 0.1", "--validation 0.1 --select"]),
+        rng.choice(["", "--eval-every 3", "--log-gradients"]),
+    ]
+    return " ".join(parts).split()
 
 
 def attempt(arguments: list[str], kill_after: float | None) -> int | None:
@@ -90,19 +91,14 @@ def contents(out: Path) -> dict:
     found = {}
     for config in sorted(out.rglob("config.json")):
         folder = config.parent
-        with (folder / "history.csv").open(newline="") as file:
-            rows = [
-                {name: cell for name, cell in row.items() if not name.endswith("seconds")}
-                for row in csv.DictReader(file)
-            ]
+        history = pd.read_csv(folder / "history.csv", dtype=str, keep_default_na=False)
+        rows = history.filter(regex="(?<!seconds)$").to_dict("list")
         result = json.loads((folder / "result.json").read_text())
         result = {k: v for k, v in result.items() if not k.endswith("seconds") and k != "folder"}
         parameters = torch.load(folder / "checkpoint.pt", weights_only=True)
         events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
-        curves = {
-            tag: [(event.step, event.value) for event in events.Scalars(tag)]
-            for tag in events.Tags()["scalars"]
-        }
+        tags = events.Tags()["scalars"]
+        curves = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
         parameters = {name: value.numpy().tobytes() for name, value in parameters.items()}
         found[str(folder.relative_to(out))] = rows, result, parameters, curves
     return found

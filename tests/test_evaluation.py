@@ -7,10 +7,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import rankdata
 
+from data import random_split
 from evaluation import (
+    METRICS,
+    Evaluator,
     FullRanking,
+    Metric,
+    NonFinite,
+    baselines,
+    fit_biases,
     mean_squared_error,
     ranking_metrics,
     reciprocal_ranks_by_user,
@@ -53,19 +59,17 @@ def fixed(scores):
     return lambda user_ids: scores[:, user_ids].clone()
 
 
-def split_at_random(rng, n_runs, n_users, n_items, n_test, n_seen):
-    """Disjoint test and seen pairs, another draw for each run: four arrays (R, ...)."""
-    pairs = np.stack([rng.permutation(n_users * n_items) for _ in range(n_runs)])
-    test, seen = pairs[:, :n_test], pairs[:, n_test : n_test + n_seen]
-    return test // n_items, test % n_items, seen // n_items, seen % n_items
-
-
 def stack(seed, n_runs=3, n_users=7, n_items=11, n_test=12, n_seen=30, levels=5):
-    """Random scores with many ties (`levels` values), -inf among them, and random splits."""
+    """Random scores with many ties (`levels` values), -inf among them, and a split for each run.
+
+    The split is four arrays (R, ...): users and items of the test pairs, then of the seen pairs.
+    """
     rng = np.random.default_rng(seed)
     values = np.concatenate([[-np.inf], rng.normal(size=levels)]).astype(np.float32)
     scores = rng.choice(values, (n_runs, n_users, n_items))
-    return scores, split_at_random(rng, n_runs, n_users, n_items, n_test, n_seen)
+    pairs = np.stack([rng.permutation(n_users * n_items) for _ in range(n_runs)])
+    test, seen = pairs[:, :n_test], pairs[:, n_test : n_test + n_seen]
+    return scores, (test // n_items, test % n_items, seen // n_items, seen % n_items)
 
 
 @st.composite
@@ -102,20 +106,15 @@ def test_metrics_agree_with_a_slow_loop(pairs):
     assert all(type(value) is float for value in metrics.values())
 
 
-def test_ranks_are_scipys_average_ranks():
-    scores, split = stack(1)
-    ranks = FullRanking(11, *split).ranks(fixed(scores))
-    scores[np.arange(3)[:, None], split[2], split[3]] = -np.inf
-    expected = rankdata(-scores, method="average", axis=2)
-    assert ranks.numpy() == pytest.approx(expected[np.arange(3)[:, None], split[0], split[1]])
-
-
-def test_a_run_ranks_the_same_alone_and_in_a_stack():
+def test_a_run_ranks_the_same_alone_in_a_stack_and_every_epoch():
     scores, split = stack(2)
-    together = FullRanking(11, *split).ranks(fixed(scores))
+    ranking = FullRanking(11, *split)
+    together = ranking.ranks(fixed(scores))
     for run in range(3):
         own = FullRanking(11, *(pairs[run : run + 1] for pairs in split))
         assert own.ranks(fixed(scores[run : run + 1])).equal(together[run : run + 1])
+    assert not ranking.ranks(fixed(-np.nan_to_num(scores))).equal(together)
+    assert ranking.ranks(fixed(scores)).equal(together)
 
 
 @pytest.mark.parametrize("cpu_block", [1, 23, 2**17])
@@ -134,14 +133,6 @@ def test_chunk_sizes_change_nothing_and_bound_what_is_asked_for(cpu_block, monke
         assert max(rows) <= max(chunk, 3)
 
 
-def test_a_prepared_ranking_serves_every_epoch():
-    scores, split = stack(4)
-    ranking = FullRanking(11, *split)
-    first = ranking.ranks(fixed(scores))
-    assert not ranking.ranks(fixed(-np.nan_to_num(scores))).equal(first)
-    assert ranking.ranks(fixed(scores)).equal(first)
-
-
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_every_float_dtype_ranks_exactly(dtype):
     n_items = 3000  # beyond the integers that bfloat16 and float16 can hold
@@ -152,41 +143,24 @@ def test_every_float_dtype_ranks_exactly(dtype):
     assert ranks.tolist() == [[1 + 2935 + 63 / 2, 1 + 54 / 2]]
 
 
-def test_scores_may_be_a_transposed_view():
-    scores, split = stack(7)
-    kept = torch.from_numpy(scores).permute(2, 1, 0).contiguous()  # (items, users, R)
-    ranks = FullRanking(11, *split).ranks(lambda user_ids: kept[:, user_ids].permute(2, 1, 0))
-    assert ranks.equal(FullRanking(11, *split).ranks(fixed(scores)))
+INF = math.inf
+LEAST = torch.finfo(torch.float32).tiny  # the least that flushing denormals leaves alone
+ABOVE_1 = 1 + 2**-23, 1 + 2**-52  # the next number after 1, of float32 and of float64
+BY_HAND = {  # scores of a user's items, items tested, items seen, ranks
+    "seen items come last": ([0.0, -1, -2, -3, -4], [2, 4], [0, 1], [1, 3]),
+    "seen test items tie in the last places": ([0.0, -1, -2, -3, -4], [0, 1], [0, 1], [4.5, 4.5]),
+    "the model's own -inf ties with seen": ([-INF, INF, INF, 0, 1], [0, 1, 3], [4], [4.5, 1.5, 3]),
+    "the least float is no tie": ([LEAST, 0, 1, ABOVE_1[0]], [0, 1, 2, 3], [], [3, 4, 2, 1]),
+    "nor the least of float64": ([0.0, ABOVE_1[1], 1], [1, 2], [], [1, 2]),
+}
 
 
-def test_scores_that_differ_by_the_least_float_are_no_tie():
-    least = torch.finfo(torch.float32).tiny  # the least that flushing denormals leaves alone
-    above = torch.tensor(1.0).nextafter(torch.tensor(2.0))
-    scores = torch.tensor([[[least, 0.0, 1.0, above]]])
-    split = [[0, 0, 0, 0]], [[0, 1, 2, 3]], [[]], [[]]
-    assert FullRanking(4, *split).ranks(fixed(scores)).tolist() == [[3, 4, 2, 1]]
-    scores = 1 + torch.tensor([[[1, 0, 3, 2]]]).double() * 2**-52
-    assert FullRanking(4, *split).ranks(fixed(scores)).tolist() == [[3, 4, 1, 2]]
-
-
-def test_mrr_puts_seen_items_last():
-    best_first = fixed(-torch.arange(5.0)[None, None])
-    ranks = FullRanking(5, [[0, 0]], [[2, 4]], [[0, 0]], [[0, 1]]).ranks(best_first)
-    assert ranks.tolist() == [[1, 3]]
-    assert ranking_metrics(ranks[0], [0, 0])["mrr"] == pytest.approx((1 + 1 / 3) / 2)
-
-
-def test_seen_items_tie_with_each_other_in_the_last_places():
-    scores = fixed(-torch.arange(5.0)[None, None])
-    ranks = FullRanking(5, [[0, 0]], [[0, 1]], [[0, 0]], [[0, 1]]).ranks(scores)
-    assert ranks.tolist() == [[4.5, 4.5]]
-
-
-def test_infinite_scores_of_the_model_rank_honestly():
-    inf = torch.inf
-    scores = fixed(torch.tensor([[[-inf, inf, inf, 0.0, 1.0]]]))
-    ranks = FullRanking(5, [[0, 0, 0]], [[0, 1, 3]], [[0]], [[4]]).ranks(scores)
-    assert ranks.tolist() == [[4.5, 1.5, 3]]  # item 0 ties with the seen item 4
+@pytest.mark.parametrize("case", BY_HAND)
+def test_ranks_by_hand(case):
+    scores, test, seen, ranks = BY_HAND[case]
+    dtype = torch.float64 if "64" in case else torch.float32
+    ranking = FullRanking(len(scores), [[0] * len(test)], [test], [[0] * len(seen)], [seen])
+    assert ranking.ranks(fixed(torch.tensor([[scores]], dtype=dtype))).tolist() == [ranks]
 
 
 def test_users_without_test_items_are_neither_scored_nor_counted():
@@ -228,50 +202,33 @@ def test_a_model_that_scores_everything_the_same_looks_bad():
     assert mrr_of(torch.from_numpy(counts).float()) > 10 * constant
 
 
-def test_a_perfect_model_gets_the_mean_of_the_first_reciprocals():
-    """n test items in the first n places: MRR is (1 + 1/2 + ... + 1/n) / n, not 1."""
-    scores = torch.zeros(1, 2, 30)
-    scores[0, 0, :3], scores[0, 1, :12] = 1 + torch.rand(3), 1 + torch.rand(12)
-    users = np.repeat([0, 1], [3, 12])
-    items = np.concatenate([np.arange(3), np.arange(12)])
-    ranks = FullRanking(30, users[None], items[None], [[]], [[]]).ranks(fixed(scores))
-    harmonic = [sum(1 / k for k in range(1, n + 1)) / n for n in (3, 12)]
+def test_metrics_by_hand():
+    assert ranking_metrics([1, 4, 4, 4], [0, 1, 1, 1])["mrr"] == (1 + 1 / 4) / 2  # over users
+    perfect = ranking_metrics([1, 2, 3, *range(1, 13)], [0] * 3 + [1] * 12)
+    harmonic = [sum(1 / k for k in range(1, n + 1)) / n for n in (3, 12)]  # MRR isn't 1
     expected = {"mrr": sum(harmonic) / 2, "mrr_first": 1, "ndcg_at_10": 1}
-    expected["recall_at_10"] = (1 + 10 / 12) / 2
-    assert ranking_metrics(ranks[0], users) == pytest.approx(expected)
-
-
-def test_mrr_is_a_mean_over_users_not_over_pairs():
-    assert ranking_metrics([1, 4, 4, 4], [0, 1, 1, 1])["mrr"] == (1 + 1 / 4) / 2
-
-
-def test_ties_across_the_tenth_place_keep_ndcg_at_most_one():
-    ranks = [1, 2, 3, 4, 5, 6, 7, 8, 10, 10, 10]  # three tied in the places 9, 10, 11
-    assert ranking_metrics(ranks, [0] * 11)["ndcg_at_10"] == 1
+    assert perfect == pytest.approx(expected | {"recall_at_10": (1 + 10 / 12) / 2})
+    across_the_tenth_place = [1, 2, 3, 4, 5, 6, 7, 8, 10, 10, 10]  # three in the places 9 to 11
+    assert ranking_metrics(across_the_tenth_place, [0] * 11)["ndcg_at_10"] == 1
 
 
 @pytest.mark.parametrize("chunk", [3, 1000])
-@pytest.mark.parametrize("at", ["test", "seen", "other"])
-def test_nan_raises_and_names_the_run(at, chunk):
-    scores, split = stack(6)
-    test_users, test_items, seen_users, seen_items = split
-    user = test_users[1, 4]
-    row = set(range(11)) - set(test_items[1][test_users[1] == user])
-    seen = set(seen_items[1][seen_users[1] == user])
-    item = {"test": {test_items[1, 4]}, "seen": seen, "other": row - seen}[at].pop()
-    scores[1, user, item] = np.nan
-    with pytest.raises(FloatingPointError, match=r"run\(s\) \[1\]$"):
-        FullRanking(11, *split, chunk=chunk).ranks(fixed(scores))
-    scores[0, user, item] = np.nan
-    with pytest.raises(FloatingPointError, match=r"run\(s\) \[0, 1\]$"):
-        FullRanking(11, *split, chunk=chunk).ranks(fixed(scores))
+@pytest.mark.parametrize("item", [0, 2, 5], ids=["test", "seen", "other"])
+def test_nan_raises_and_names_the_run(item, chunk):
+    ranking = FullRanking(8, [[3, 0]] * 3, [[0, 1]] * 3, [[3]] * 3, [[2]] * 3, chunk=chunk)
+    scores = torch.zeros(3, 4, 8)
+    for run, runs in ((1, r"\[1\]"), (0, r"\[0, 1\]")):
+        scores[run, 3, item] = math.nan
+        with pytest.raises(NonFinite, match=rf"run\(s\) {runs}$"):
+            ranking.ranks(fixed(scores))
 
 
-def test_scores_of_a_model_with_gradients_are_ranked():
-    weight = torch.nn.Parameter(torch.arange(4.0))
-    ranking = FullRanking(4, [[0]], [[1]], [[0]], [[3]])
-    assert ranking.ranks(lambda user_ids: (2 * weight)[None, None]).tolist() == [[2]]
-    assert weight.tolist() == [0, 1, 2, 3]
+def test_scores_may_be_a_transposed_view_with_gradients():
+    scores, split = stack(7)
+    kept = torch.nn.Parameter(torch.from_numpy(scores).permute(2, 1, 0).contiguous())
+    ranks = FullRanking(11, *split).ranks(lambda users: (2 * kept[:, users]).permute(2, 1, 0))
+    assert ranks.equal(FullRanking(11, *split).ranks(fixed(scores)))
+    assert kept.permute(2, 1, 0).equal(torch.from_numpy(scores))
 
 
 @pytest.mark.parametrize(
@@ -307,55 +264,127 @@ def test_bad_pairs_raise(change, message):
         FullRanking(**(good | change))
 
 
-@pytest.mark.parametrize("metric", [ranking_metrics, reciprocal_ranks_by_user])
-@pytest.mark.parametrize(
-    ("ranks", "users", "message"),
-    [
-        ([], [], "no rank"),
-        ([1, 2], [0], "one shape"),
-        ([[1, 2]], [[0, 1]], "one shape"),
-        ([1, 0.5], [0, 1], "at least 1"),
-        ([1, math.nan], [0, 1], "at least 1"),
-        ([1, math.inf], [0, 1], "finite"),
-        ([1, 2], [0, -1], "users must be at least 0"),
-        ([1, 2], [0.0, 1.0], "users must be integers"),
-    ],
-)
-def test_bad_ranks_raise(metric, ranks, users, message):
-    with pytest.raises(ValueError, match=message):
-        metric(ranks, users)
-
-
-def test_mse_by_hand():
+def test_mse_by_hand_summed_in_float64():
     predicted, ratings = torch.tensor([1.0, 7.0, -1.0]), np.array([2, 5, 1])
     assert mean_squared_error(predicted, ratings) == 3  # (1 + 4 + 4) / 3
     assert mean_squared_error(predicted, ratings, clip=(1, 5)) == pytest.approx(1 / 3)
-
-
-def test_mse_is_summed_in_float64():
     predicted = torch.full((10**6,), 0.1)
     exact = (np.float64(np.float32(0.1)) - 3) ** 2
     assert mean_squared_error(predicted, np.full(10**6, 3)) == pytest.approx(exact, rel=1e-13)
 
 
-def test_mse_does_not_broadcast():
-    with pytest.raises(ValueError, match=r"got \(4,\) and \(4, 1\)"):
-        mean_squared_error(torch.zeros(4), torch.zeros(4, 1))
-    with pytest.raises(ValueError, match=r"got \(\) and \(4,\)"):
-        mean_squared_error(3.5, torch.zeros(4))
+NAN = math.nan
+BAD_RANKS = [  # ranks, users
+    ([], [], "no rank"),
+    ([1, 2], [0], "one shape"),
+    ([[1, 2]], [[0, 1]], "one shape"),
+    ([1, 0.5], [0, 1], "at least 1"),
+    ([1, NAN], [0, 1], "at least 1"),
+    ([1, INF], [0, 1], "finite"),
+    ([1, 2], [0, -1], "users must be at least 0"),
+    ([1, 2], [0.0, 1.0], "users must be integers"),
+]
+BAD_RATINGS = [  # predicted, true, clip
+    ([0.0] * 4, torch.zeros(4, 1), None, r"got \(4,\) and \(4, 1\)"),
+    (3.5, torch.zeros(4), None, r"got \(\) and \(4,\)"),
+    ([], [], None, "no rating"),
+    ([3], [3], (5, 1), r"low <= high, got \(5, 1\)"),
+    *(([3, bad], [3, 3], (1, 5), "1 of 2 predicted ratings") for bad in (NAN, INF, -INF)),
+    *(([3, bad], [3, 3], None, "1 of 2 predicted ratings") for bad in (NAN, INF, -INF)),
+    *(([3, 3], [3, bad], (1, 5), "1 of 2 true ratings") for bad in (NAN, INF, -INF)),
+]
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("clip", [None, (1, 5)])
-def test_mse_of_nan_or_infinity_raises(bad, clip):
-    with pytest.raises(FloatingPointError, match="1 of 2 predicted ratings"):
-        mean_squared_error([3, bad], [3, 3], clip)
-    with pytest.raises(FloatingPointError, match="1 of 2 true ratings"):
-        mean_squared_error([3, 3], [3, bad], clip)
+@pytest.mark.parametrize(
+    ("metric", "bad"),
+    [(metric, bad) for metric in (ranking_metrics, reciprocal_ranks_by_user) for bad in BAD_RANKS]
+    + [(mean_squared_error, bad) for bad in BAD_RATINGS],
+)
+def test_bad_ranks_and_ratings_raise(metric, bad):
+    *values, message = bad
+    error = FloatingPointError if "1 of 2" in message else ValueError
+    with pytest.raises(error, match=message):
+        metric(*values)
 
 
-def test_mse_of_nothing_or_a_range_upside_down_raises():
-    with pytest.raises(ValueError, match="no rating"):
-        mean_squared_error([], [])
-    with pytest.raises(ValueError, match=r"low <= high, got \(5, 1\)"):
-        mean_squared_error([3], [3], clip=(5, 1))
+class ByHeart:
+    """Two runs of two members: scores and ratings (4, 6 users, 8 items) drawn once."""
+
+    most = 0  # score rows asked for at once
+
+    def __init__(self):
+        self.scores, self.rated = torch.randn(
+            2, 4, 6, 8, generator=torch.Generator().manual_seed(8)
+        )
+
+    def catalogue_scores(self, users):
+        self.most = max(self.most, 4 * len(users))
+        return self.scores[:, users].clone()
+
+    def ratings(self, users, items):
+        return self.rated[torch.arange(4)[:, None], users, items]
+
+
+USERS, ITEMS = np.divmod(np.random.default_rng(9).permutation(48), 8)
+RATINGS = np.linspace(-1, 1, 48, dtype=np.float32)
+ROWS = np.stack([np.arange(48), np.arange(48)[::-1]])  # 15 to test each run on, 25 seen
+BY_HEART = USERS, ITEMS, RATINGS, ROWS[:, :15], ROWS[:, 15:40]
+
+
+@pytest.mark.parametrize("chunk", [1, 8, 1024])
+def test_the_evaluator_computes_every_metric_one_added_too_of_the_members_mean(chunk, monkeypatch):
+    largest = Metric(lambda run: abs(run.predicted - run.ratings).max(), "eval/Largest", better=-1)
+    monkeypatch.setitem(METRICS, "largest_error", largest)
+    net, clip = ByHeart(), [(-0.5, 0.5), None]
+    results = Evaluator(*BY_HEART, members=2, clip=clip, chunk=chunk)(net)
+    assert net.most <= max(chunk, 4)
+    for run, (result, rows) in enumerate(zip(results, ROWS, strict=True)):
+        pairs = [(int(USERS[row]), int(ITEMS[row])) for row in rows]
+        mean = [
+            values[2 * run : 2 * run + 2].mean(0).tolist() for values in (net.scores, net.rated)
+        ]
+        ranks = slow_ranks(mean[0], pairs[:15], set(pairs[15:40]))
+        errors = []
+        for (user, item), row in zip(pairs[:15], rows, strict=False):
+            rated = mean[1][user][item]
+            cut = rated if run else min(0.5, max(-0.5, rated))
+            errors.append(abs(cut - RATINGS[row]))
+        expected = slow_metrics(ranks, [user for user, _ in pairs[:15]])
+        expected |= {"mse": np.mean(np.square(errors)), "largest_error": max(errors)}
+        assert result == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_evaluator_names_every_run_that_predicts_no_number():
+    net = ByHeart()
+    net.scores[1, 2] = math.nan
+    net.rated[3] = math.inf
+    with pytest.raises(NonFinite) as raised:
+        Evaluator(*BY_HEART, members=2)(net)
+    assert raised.value.runs == {0: "catalogue scores", 1: "predicted ratings"}
+
+
+@pytest.mark.parametrize("clip", [False, True])
+def test_baselines_are_those_of_loops_and_of_the_normal_equations(planted, clip):
+    split = random_split(planted, 3, 0.1, validation_fraction=0.1)
+    users, items, ratings = planted.user_ids, planted.item_ids, planted.ratings.astype(float)
+    train, test = split.train, split.test
+    counts = [int((items[train] == item).sum()) for item in range(planted.n_items)]
+    pairs = list(zip(users.tolist(), items.tolist(), strict=True))
+    seen = {pairs[row] for part in (train, split.validation) for row in part}
+    ranks = slow_ranks([counts] * planted.n_users, [pairs[row] for row in test], seen)
+
+    sides = np.hstack([np.eye(planted.n_users)[users], np.eye(planted.n_items)[items]])
+    ridge = np.repeat([5.61, 1.72], [planted.n_users, planted.n_items])
+    mean, known = ratings[train].mean(), sides[train]
+    biases = np.linalg.solve(known.T @ known + np.diag(ridge), known.T @ (ratings[train] - mean))
+    fitted = fit_biases(users[train], items[train], ratings[train], 120, 150, rounds=300)
+    assert np.hstack(fitted[1:]) == pytest.approx(biases, abs=1e-9) and fitted[0] == mean
+
+    predicted = [np.full(len(test), mean), mean + sides[test] @ biases]
+    if clip:
+        predicted = [np.clip(p, ratings[train].min(), ratings[train].max()) for p in predicted]
+    found = baselines(planted, split, clip_ratings=clip)
+    expected = [slow_metrics(ranks, users[test].tolist())["mrr"]]
+    expected += [np.mean((p - ratings[test]) ** 2) for p in predicted]
+    names = ("popularity_mrr", "global_mean_mse", "biases_mse")
+    assert found == pytest.approx(dict(zip(names, expected, strict=True)), rel=1e-5)
