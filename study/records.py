@@ -43,8 +43,14 @@ def as_text(records: Iterable[dict]) -> str:
 
 
 def append(path: Path, records: Iterable[dict]) -> None:
-    """Put records at a file's end in one write, flushed to the disk; its folder is made."""
+    """Put records at a file's end in one write, flushed to the disk.
+
+    The folder is made, and a torn last line, of a write that was killed, is cut off.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    before = path.read_bytes() if path.exists() else b""
+    if (whole := before.rfind(b"\n") + 1) < len(before):
+        os.truncate(path, whole)
     with path.open("ab", buffering=0) as file:
         file.write(as_text(records).encode())
         os.fsync(file.fileno())
