@@ -1,6 +1,6 @@
 """Statistics over seeds, and numbers as text: means with intervals, paired tests, Pareto fronts.
 
-Runs are compared in pairs of the same seed. Text has a true minus (−), and "—" for what isn't there.
+Runs are compared in pairs of the same seed. In text a minus is "−", and "—" what is not there.
 """
 
 from collections.abc import Iterable

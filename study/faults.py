@@ -1,0 +1,105 @@
+"""What went wrong in the report: its code's faults, switched on one at a time.
+
+    python -m study.faults            # five variants, 3 seeds, 200 epochs each
+
+None of this is in the main path: a stack whose losses carry the fault trains as any other, and
+is evaluated as any other. A line a run goes to results/study.jsonl, where `python -m study.report`
+sets the curves beside the published levels. Variants that stand there already are left alone.
+
+  batch product   the score (Q[items] @ U[users].T).sum(1) multiplies an item with the sum of
+                  every user in the batch, not with its own user
+  dropped biases  the two bias terms stand on a line of their own, and their value is dropped
+  broadcast MSE   (B,) against (B, 1) broadcasts to (B, B): each prediction is compared with
+                  every rating of the batch, and the best answer is the global mean
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from arguments import Parser, number, seed_list
+from data import load, random_split
+from evaluation import Evaluator
+from models import MultiTaskNet
+from multitask import Stack, sigmoid_loss
+from study.design import DATA, METRICS, VARIANTS
+from study.records import Results, provenance
+
+
+class FaultyStack(Stack):
+    """A stack with the report's loss and some of its faults."""
+
+    faults: tuple[str, ...] = ()
+
+    def losses(self, users, items, negatives, ratings) -> tuple[Tensor, Tensor]:
+        net = self.net
+        u, q = net.rows(net.users, users), net.rows(net.items, items)
+        other = net.rows(net.items, negatives)
+        by = u.sum(1, keepdim=True).expand_as(u) if "batch product" in self.faults else u
+        scores = [net.interaction(by, rows) for rows in (q, other)]
+        if "dropped biases" not in self.faults:
+            biases = [net.rows(net.item_bias, ids).squeeze(-1) for ids in (items, negatives)]
+            scores = [score + bias for score, bias in zip(scores, biases, strict=True)]
+        error = net.rating(users, items, u, q) - ratings
+        if "broadcast MSE" in self.faults:
+            predicted = error + ratings
+            error = (predicted[:, :, None] - ratings[:, None, :]).flatten(1)
+        return sigmoid_loss(*scores), error.square().mean(1)
+
+
+def run_variant(name: str, seeds: list[int], epochs: int, source: str = DATA) -> list[dict]:
+    """The report's recipe, shared at 0.99/0.01, with the variant's faults: a line a seed."""
+    data = load(source)
+    splits = [random_split(data, seed) for seed in seeds]
+    weights = [0.99] * len(seeds), [0.01] * len(seeds)
+    net = MultiTaskNet(data.n_users, data.n_items, seeds=seeds)
+    rows = np.stack([split.train for split in splits])
+    stack = FaultyStack(net, data.user_ids, data.item_ids, data.ratings, rows, seeds, *weights)
+    stack.faults = VARIANTS[name]
+    stack.plain = False  # the written-out step knows no faults
+    tests = np.stack([split.test for split in splits])
+    evaluate = Evaluator(data.user_ids, data.item_ids, data.ratings, tests, rows)
+    curves: list[dict] = [{} for _ in seeds]
+    start = time.perf_counter()
+    for epoch in tqdm(range(epochs), desc=name, file=sys.stderr):
+        losses = stack.run_epoch(epoch)
+        for run, metrics in enumerate(evaluate(net)):
+            row = {key: value[run].item() for key, value in losses.items()}
+            row |= {key: metrics[key] for key in METRICS}
+            for key, value in row.items():
+                curves[run].setdefault(key, []).append(float(f"{value:.4g}"))
+    line = {"experiment": "faults", "stack": f"faults {name}", "fault": name, "data": source}
+    line |= {"lambda_f": 0.99, "lambda_r": 0.01, "weighting": "fixed", "epochs": epochs}
+    line |= {"seconds": time.perf_counter() - start, "device": "cpu"} | provenance()
+    lasts = [{metric: curve[metric][-1] for metric in METRICS} for curve in curves]
+    return [
+        {**line, "seed": seed, **last, "curves": curve}
+        for seed, last, curve in zip(seeds, lasts, curves, strict=True)
+    ]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser(prog="python -m study.faults", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("results/study.jsonl"))
+    parser.add_argument("--seeds", type=seed_list, default=[0, 1, 2], help="seeds (0-2)")
+    parser.add_argument("--epochs", type=number(int, 1), default=200, help="epochs (200)")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    want = {"runs": len(args.seeds), "epochs": args.epochs}
+    try:
+        results = Results(args.out, {f"faults {name}": want for name in VARIANTS})
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    for name in VARIANTS:
+        if f"faults {name}" not in results.done:
+            results.append(run_variant(name, args.seeds, args.epochs))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
