@@ -103,7 +103,7 @@ METRICS = ("mrr", "mse")
 
 
 class Expectation(NamedTuple):
-    """What the report expected of a question's first − second: above 0 (1), below (−1), none (0)."""
+    """What the report expected of first − second: above zero (1), below (−1) or none (0)."""
 
     claim: str
     measure: str

@@ -32,7 +32,8 @@ class Estimate:
     """A mean over seeds, to be formatted: NaN among the values are left out.
 
     f"{it}" is the mean, f"{it:ci}" with its bootstrap 95% interval, f"{it:sd}" with ± the standard
-    deviation, f"{it:spread}" that deviation alone, f"{it:n}" how many values there are.
+    deviation; f"{it:spread}" is that deviation alone, f"{it:n}" how many values there are, and
+    f"{it:sum}" their sum.
     """
 
     values: Iterable[float]
@@ -50,8 +51,9 @@ class Estimate:
             return mean if alone else f"{mean} [{', '.join(bounds)}]"
         forms = {"": mean, "sd": mean if alone else f"{mean} ± {spread}", "spread": spread}
         forms["n"] = str(len(values))
+        forms["sum"] = show(values.sum(), self.digits) if len(values) else "—"
         if spec not in forms:
-            raise ValueError(f"no form {spec!r} of a number: ci, sd, spread or n")
+            raise ValueError(f"no form {spec!r} of a number: ci, sd, spread, n or sum")
         return forms[spec]
 
 
