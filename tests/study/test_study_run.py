@@ -1,4 +1,4 @@
-"""study/run.py and faults.py: every arm once, and killed at any moment it ends with the same lines."""
+"""study/run.py, faults.py: every arm once; killed at any moment, it ends with the same lines."""
 
 import json
 import subprocess
