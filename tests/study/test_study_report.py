@@ -263,17 +263,21 @@ def test_a_document_with_a_fault_is_told_before_anything_is_written(frame, tmp_p
 
 def test_neighbours_on_the_dial_that_coincide_share_a_label():
     points = np.array([[0.057, 0.860], [0.058, 0.861], [0.09, 0.861], [0.12, 0.93]])
-    labels = point_labels(points, [0.01, 0.5, 0.909, 0.99], (0.003, 0.02))
+    given = points, [0.01, 0.5, 0.909, 0.99], (0.003, 0.02)
+    labels = point_labels(*given, shown=[True] * 4)
     assert {name: list(at) for name, at in labels.items()} == {
         "0.01 to 0.5": [0.057, 0.860],
         "0.91": [0.09, 0.861],
         "0.99": [0.12, 0.93],
     }
+    labels = point_labels(*given, shown=[False, True, False, True])
+    assert {name: at[0] for name, at in labels.items()} == {"0.01 to 0.5": 0.058, "0.99": 0.12}
 
 
 def test_the_studys_figures_show_its_lines(tmp_path):
-    fault = {"experiment": "faults", "fault": "none", "seed": 0, "curves": LINES[0]["curves"]}
-    frame = read_study(write_study(tmp_path / "study.jsonl", [*LINES, fault]))
+    fault = {"experiment": "faults", "seed": 0, "curves": LINES[0]["curves"]}
+    faults = [fault | {"fault": name} for name in ("none", "batch product")]
+    frame = read_study(write_study(tmp_path / "study.jsonl", [*LINES, *faults]))
     with plot.report_style():
         drawn = study_figures(frame)
         assert list(study_figures(frame[frame.experiment == "baselines"])) == []
