@@ -59,25 +59,22 @@ def bench_table(bench: dict[str, dict]) -> str:
     """The README's table of speed; a part not measured yet has no rows."""
     rows = []
     if ratios := bench.get("ratios"):
-        plain, per_second = ratios["ratio_to_plain"], ratios["samples_per_second_at_4096"]
-        rows.append(["the plain loop, seconds an epoch", f"{ratios['plain_seconds']:.2f}"])
-        for name, label in (
-            ("R=1", "one run, share of the plain loop's seconds"),
-            ("R=1 separate", "the same, separate embeddings"),
-            ("R=16", "16 runs as a stack, share per run"),
-            ("R=16 separate", "the same, separate embeddings"),
-            ("evaluation, R=1", "evaluating all users, share of the plain loop's epoch"),
-        ):
-            rows.append([label, f"{plain[name]:.3f}"])
-        for name, label in (("R=1", "one run"), ("R=16", "16 runs")):
-            rows.append([f"{label}, times the floor", f"{ratios['ratio_to_floor'][name]:.1f}"])
-        for name, label in (
-            ("plain", "the plain loop"),
-            ("eager", "ours"),
-            ("compiled", "ours with `--compile`"),
-        ):
-            millions = f"{per_second[name] / 1e6:.2f}"
-            rows.append([f"million samples a second at batch 4,096: {label}", millions])
+        plain, floor = ratios["ratio_to_plain"], ratios["ratio_to_floor"]
+        millions = {name: n / 1e6 for name, n in ratios["samples_per_second_at_4096"].items()}
+        large, evaluating = "million samples a second at batch 4,096", plain["evaluation, R=1"]
+        rows += [
+            ["the plain loop, seconds an epoch", f"{ratios['plain_seconds']:.2f}"],
+            ["one run, share of the plain loop's seconds", f"{plain['R=1']:.3f}"],
+            ["the same, separate embeddings", f"{plain['R=1 separate']:.3f}"],
+            ["16 runs as a stack, share per run", f"{plain['R=16']:.3f}"],
+            ["the same, separate embeddings", f"{plain['R=16 separate']:.3f}"],
+            ["evaluating all users, share of the plain loop's epoch", f"{evaluating:.3f}"],
+            ["one run, times the floor", f"{floor['R=1']:.1f}"],
+            ["16 runs, times the floor", f"{floor['R=16']:.1f}"],
+            [f"{large}: the plain loop", f"{millions['plain']:.2f}"],
+            [f"{large}: ours", f"{millions['eager']:.2f}"],
+            [f"{large}: ours with `--compile`", f"{millions['compiled']:.2f}"],
+        ]
     if scaling := bench.get("scaling"):
         sizes = scaling["by_interactions"]
         large = sizes["20_000_000, evaluated"]
@@ -94,32 +91,31 @@ def bench_table(bench: dict[str, dict]) -> str:
 
 def scaling_figure(record: dict) -> Figure:
     """Cost against work, from the bench's "scaling" record: seconds, and memory on the right."""
-    figure, axes = grid(1, 3, (10, 3.1))
-    for axis, name, label in (
-        (axes[0, 0], "seconds_by_runs", "runs R in the stack (batch 256)"),
-        (axes[0, 1], "seconds_by_batch_size", "batch size (one run)"),
+    figure, ((by_runs, by_batch, axis),) = grid(1, 3, (10, 3.1))
+    for each, name, label in (
+        (by_runs, "seconds_by_runs", "runs R in the stack (batch 256)"),
+        (by_batch, "seconds_by_batch_size", "batch size (one run)"),
     ):
         points = {int(x): y for x, y in record[name].items()}
-        axis.plot(list(points), list(points.values()), "o-", color=COLOURS[0])
-        axis.set(
-            xscale="log", xlabel=label, ylabel="seconds per run-epoch (ml-100k)", ylim=(0, None)
-        )
-        axis.set_xticks(list(points), [f"{x:,}" for x in points])
-        axis.xaxis.set_minor_locator(NullLocator())
-    points = {int(x): y for x, y in record["by_interactions"].items() if x.isdigit()}
-    axis, memory = axes[0, 2], axes[0, 2].twinx()
-    for at, name, colour, marker, factor in (
-        (axis, "seconds", COLOURS[0], "o-", 1),
-        (memory, "training_peak_mib", COLOURS[1], "s--", 1 / 1024),
-    ):
-        values = [point[name] * factor for point in points.values()]
-        at.plot([x / 1e6 for x in points], values, marker, color=colour)
-        at.set_ylim(0, None)
-        at.tick_params(axis="y", colors=colour)
+        each.plot(list(points), list(points.values()), "o-", color=COLOURS[0])
+        told = "seconds per run-epoch (ml-100k)"
+        each.set(xscale="log", xlabel=label, ylabel=told, ylim=(0, None))
+        each.set_xticks(list(points), [f"{x:,}" for x in points])
+        each.xaxis.set_minor_locator(NullLocator())
+    points = {int(x) / 1e6: y for x, y in record["by_interactions"].items() if x.isdigit()}
+    memory = axis.twinx()
     memory.grid(False)
-    axis.set(xlabel="million interactions (batch 16,384)")
-    axis.set_ylabel("seconds an epoch", color=COLOURS[0])
-    memory.set_ylabel("peak memory, GiB", color=COLOURS[1])
+    seconds = [point["seconds"] for point in points.values()]
+    peaks = [point["training_peak_mib"] / 1024 for point in points.values()]
+    for each, values, colour, line, label in (
+        (axis, seconds, COLOURS[0], "o-", "seconds an epoch"),
+        (memory, peaks, COLOURS[1], "s--", "peak memory, GiB"),
+    ):
+        each.plot(list(points), values, line, color=colour)
+        each.set_ylim(0, None)
+        each.tick_params(axis="y", colors=colour)
+        each.set_ylabel(label, color=colour)
+    axis.set_xlabel("million interactions (batch 16,384)")
     return figure
 
 

@@ -213,8 +213,9 @@ def main(argv: list[str] | None = None) -> int:
     if args.dry_run:
         for stack in stacks:
             print(f"{stack['stack']:32} {stack['runs']:4}  {' '.join(stack['arguments'])}")
-        print(f"{len(stacks)} stacks, {sum(stack['runs'] for stack in stacks)} runs", end="")
-        print("".join(f"; besides: {name}" for name in ("baselines", "faults") if name in chosen))
+        if besides := [name for name in known[-2:] if name in chosen]:
+            print("besides:", ", ".join(besides))
+        print(f"{len(stacks)} stacks, {sum(stack['runs'] for stack in stacks)} runs")
         return 0
     expected = {stack["stack"]: stack for stack in stacks}
     expected["baselines"] = {"runs": len(BASELINES) * (2 * len(seeds) + 1)}
