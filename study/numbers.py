@@ -43,37 +43,38 @@ from study.stats import (
 )
 
 DIAL_DIMS = range(0, WIDTH + 1, 8)
-MEASURES = {  # of training under the report's protocol, per run: what they are
-    "peak_epoch": "epoch of the highest MRR",
-    "lowest_mse": "lowest MSE on the way",
-    "lowest_mse_epoch": "its epoch",
-    "mrr_there": "MRR there",
-    "fall_epoch": "epochs to 95% of the joint loss's fall",
-    "mean_joint": "mean joint loss of all epochs",
-    "mean_factorization": "mean factorization loss",
-    "mean_regression": "mean training MSE",
-    "fluctuation": "fluctuation of the joint loss",
-    "relative_fluctuation": "that relative to its level",
-    "ranking_fluctuation": "fluctuation of the factorization loss",
-    "relative_ranking_fluctuation": "that relative to its level",
+MEASURES = {  # of training under the report's protocol, per run: digits, and what they are
+    "peak_epoch": (0, "epoch of the highest MRR"),
+    "lowest_mse": (3, "lowest MSE on the way"),
+    "lowest_mse_epoch": (0, "its epoch"),
+    "mrr_there": (4, "MRR there"),
+    "fall_epoch": (1, "epochs to 95% of the joint loss's fall"),
+    "mean_joint": (3, "mean joint loss of all epochs"),
+    "mean_factorization": (3, "mean factorization loss"),
+    "mean_regression": (3, "mean training MSE"),
+    "fluctuation": (5, "fluctuation of the joint loss"),
+    "relative_fluctuation": (4, "that relative to its level"),
+    "ranking_fluctuation": (5, "fluctuation of the factorization loss"),
+    "relative_ranking_fluctuation": (4, "that relative to its level"),
 }
-DIGITS = {"mrr": 4, "mse": 3, "mrr_first": 3, "ndcg_at_10": 3, "recall_at_10": 3, "epoch": 0}
-DIGITS |= {"last_mrr": 4, "last_mse": 3}
-DIGITS |= {"own_mrr": 4, "own_mse": 3}  # a task's metric at the epoch best for it alone
-DIGITS |= dict(zip(MEASURES, (0, 3, 0, 4, 1, 3, 3, 3, 5, 4, 5, 4), strict=True))
-for side in ("users", "items"):  # the two tasks' gradients; conflict in % of steps
-    DIGITS |= {f"{side}_cosine": 3, f"{side}_conflict": 0}
-    DIGITS |= {f"{side}_norm_ratio": 3, f"{side}_weighted": 3}
-for curve in ("factorization_loss", "regression_loss"):  # of a fault's training, at its ends
-    DIGITS |= {curve: 3, f"{curve}_first": 3}
+GRADIENTS = {"cosine": 3, "conflict": 0, "norm_ratio": 3, "weighted": 3}  # conflict in % of steps
 USERS = {"difference": 4, "better": 1, "worse": 1, "tied": 1, "agree": 0, "tests": 0}
-DIGITS |= USERS | {"volume": 3, "own_volume": 3}
+FAULT_LOSSES = ("factorization_loss", "regression_loss")
+DIGITS = {  # of every column
+    **{"mrr": 4, "mse": 3, "mrr_first": 3, "ndcg_at_10": 3, "recall_at_10": 3},
+    **{"epoch": 0, "last_mrr": 4, "last_mse": 3},
+    **{"own_mrr": 4, "own_mse": 3},  # a task's metric at the epoch best for it alone
+    **{name: digits for name, (digits, _) in MEASURES.items()},
+    **{f"{side}_{name}": GRADIENTS[name] for side in ("users", "items") for name in GRADIENTS},
+    **{f"{loss}{end}": 3 for loss in FAULT_LOSSES for end in ("", "_first")},
+    **USERS,
+    **{"volume": 3, "own_volume": 3},
+}
 SIGNED = ("difference", "users_cosine", "items_cosine")  # with a plus where above zero
 COLD = ("test_rows", "cold_users", "cold_user_rows", "cold_items", "cold_item_rows")
 # What tells a run from every other; a line from before the first two were fields has these values.
-IDENTITY = {"data": DATA, "weighting": "fixed"}
-IDENTITY |= dict.fromkeys(["experiment", "protocol", "shared_dims", "embedding_dim", "lambda_f"])
-IDENTITY |= dict.fromkeys(["method", "fault", "seed"])
+IDENTITY = {"data": DATA, "weighting": "fixed", "experiment": None, "protocol": None}
+IDENTITY |= dict.fromkeys("shared_dims embedding_dim lambda_f method fault seed".split())
 
 # ---- the file --------------------------------------------------------------------------------
 
@@ -99,8 +100,8 @@ def read_study(path: Path) -> pd.DataFrame:
         if line["experiment"] == "report":
             line |= training_measures(line["curves"]) | gradient_measures(line)
         if line["experiment"] == "faults":
-            for curve in ("factorization_loss", "regression_loss"):
-                line[f"{curve}_first"], *_, line[curve] = line["curves"][curve]
+            for loss in FAULT_LOSSES:
+                line[f"{loss}_first"], *_, line[loss] = line["curves"][loss]
     if not lines:
         raise ValueError(f"{path}: holds no runs")
     numeric = ["shared_dims", "lambda_f", "epochs", "train_seconds", "eval_seconds", *COLD, *DIGITS]
@@ -127,14 +128,15 @@ def training_measures(curves: dict[str, list]) -> dict[str, float]:
 
 def gradient_measures(line: dict) -> dict[str, float]:
     """The two tasks' gradients in each table: at one step an epoch, in the mean or median."""
-    measures = {}
+    measures, f = {}, line["lambda_f"]
+    weights = np.nan if f in (None, 1) else f / (1 - f)  # λ_F/λ_R; none where a method weighs
     for side in ("users", "items"):
         cosine = pd.Series(line["curves"].get(f"{side}_cosine"), dtype=float).dropna()
         ratio = pd.Series(line["curves"].get(f"{side}_norm_ratio"), dtype=float).median()
         measures[f"{side}_cosine"] = cosine.mean()
         measures[f"{side}_conflict"] = 100 * (cosine < 0).mean()
         measures[f"{side}_norm_ratio"] = ratio
-        measures[f"{side}_weighted"] = ratio * line["lambda_f"] / (1 - line["lambda_f"])
+        measures[f"{side}_weighted"] = ratio * weights
     return measures
 
 
@@ -278,7 +280,7 @@ def study_numbers(frame: pd.DataFrame) -> dict[str, Estimate | str]:
     for where, levels in PUBLISHED.items():
         for metric in METRICS:
             told[f"report.{key(*where)}.published_{metric}"] = show(levels[metric], 3)
-    for curve in ("factorization_loss", "regression_loss", *METRICS):
+    for curve in (*FAULT_LOSSES, *METRICS):
         levels = [levels[curve] for levels in PUBLISHED.values()]
         told[f"faults.published.{curve}"] = f"{show(min(levels), 3)} to {show(max(levels), 3)}"
     p_values = {}

@@ -110,7 +110,11 @@ def study_tables(numbers: Numbers) -> dict[str, str]:
     }
     expected = [
         [
-            *(it.claim, MEASURES.get(it.measure, it.measure.upper()), protocols[experiment]),
+            *(
+                it.claim,
+                MEASURES.get(it.measure, (0, it.measure.upper()))[1],
+                protocols[experiment],
+            ),
             number_text(numbers, f"{it.question}.{experiment}.{it.measure}:ci"),
             numbers[f"verdict.{number}.{experiment}"],
         ]
@@ -152,7 +156,7 @@ def study_tables(numbers: Numbers) -> dict[str, str]:
             "n difference:ci better worse tied agree:sum tests:sum",
         ),
         "training": table(
-            " | ".join(["setting", *MEASURES.values()]),
+            " | ".join(["setting", *(told for _, told in MEASURES.values())]),
             {setting(*where): f"report.{key(*where)}" for where in SETTINGS},
             " ".join(f"{measure}:ci" for measure in MEASURES),
         ),

@@ -89,6 +89,8 @@ def test_runs_of_other_data_or_another_weighting_are_in_no_arm(frame, named, tmp
         if line["experiment"] == "report"
         for other in ({"data": "ml-1m", "mrr": 1}, {"weighting": "uncertainty", "mrr": 1})
     ]
+    no_weights = {"weighting": "a method's", "lambda_f": None, "lambda_r": None}
+    others += [line | no_weights for line in LINES[:4]]
     more = read_study(write_study(tmp_path / "s.jsonl", [*LINES, *others]))
     assert len(more) == len(frame) + len(others)
     assert f"{study_numbers(more)['report.shared.0.5.mrr']:ci}" == (
