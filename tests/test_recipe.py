@@ -4,10 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from experiments.study import as_text
 
 from arguments import resolve
 from experiments import recipe, tune
-from experiments.study import as_text
 
 
 def known_function(arguments: str, first: int = 0) -> dict:

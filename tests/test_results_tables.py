@@ -7,11 +7,11 @@ from shutil import copy
 
 import numpy as np
 import pytest
+import tables
 from scipy import stats
 
 import plot
 import results_tables
-import tables
 from arguments import resolve
 from experiments import recipe
 from models import MultiTaskNet
