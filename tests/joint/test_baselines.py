@@ -67,24 +67,14 @@ def test_ease_is_a_ridge_regression_of_each_item_on_the_others(interactions):
     np.testing.assert_allclose(scores, x[users] @ expected, atol=1e-10)
 
 
-def test_item_similarities_are_shrunk_cosines(interactions):
-    similarities = baselines.item_similarities(binary_train(interactions).matrix(), 2.0)
-    assert np.array_equal(similarities, similarities.T)
-    both = (interactions[:, 3] & interactions[:, 8]).sum()
-    norms = np.sqrt(interactions[:, 3].sum() * interactions[:, 8].sum())
-    assert both > 0 == similarities[3, 3]
-    assert similarities[3, 8] == pytest.approx(both / (norms + 2.0))
-
-
-def test_item_knn_scores_an_item_by_its_own_nearest_neighbours(interactions):
-    train = binary_train(interactions)
-    similarities = baselines.item_similarities(train.matrix(), 0.0)
-    scores = baselines.fit_item_knn(train, 0, neighbours=1, shrinkage=0.0).scores(np.arange(40))
-    nearest = similarities.max(axis=0)
-    for item in range(12):
-        has_nearest = interactions[:, similarities[:, item] == nearest[item]].any(axis=1)
-        assert (scores[has_nearest, item] >= nearest[item] - 1e-12).all()
-        assert (scores[~has_nearest, item] == 0).all()
+def test_item_knn_sums_shrunk_cosines_over_an_items_nearest_neighbours(interactions):
+    x = interactions.astype(float)
+    counts = x.sum(0)
+    cosines = (x.T @ x) / (np.sqrt(np.outer(counts, counts)) + 2.0)
+    np.fill_diagonal(cosines, 0.0)
+    nearest = np.where(cosines >= np.sort(cosines, axis=0)[-3], cosines, 0.0)
+    fitted = baselines.fit_item_knn(binary_train(interactions), 0, neighbours=3, shrinkage=2.0)
+    np.testing.assert_allclose(fitted.scores(np.arange(40)), x @ nearest, atol=1e-10)
 
 
 def test_biases_minimise_the_ridge_loss(data, split):
