@@ -1,6 +1,6 @@
 """Statistics over seeds, and numbers as text: means with intervals, paired tests, Pareto fronts.
 
-Runs are compared in pairs of the same seed. Text has a true minus (−), and "—" for what isn't there.
+Runs are compared in pairs of the same seed. In text a minus is "−", and "—" what is not there.
 """
 
 from collections.abc import Iterable
@@ -32,7 +32,8 @@ class Estimate:
     """A mean over seeds, to be formatted: NaN among the values are left out.
 
     f"{it}" is the mean, f"{it:ci}" with its bootstrap 95% interval, f"{it:sd}" with ± the standard
-    deviation, f"{it:spread}" that deviation alone, f"{it:n}" how many values there are.
+    deviation; f"{it:spread}" is that deviation alone, f"{it:n}" how many values there are, and
+    f"{it:sum}" their sum.
     """
 
     values: Iterable[float]
@@ -50,8 +51,9 @@ class Estimate:
             return mean if alone else f"{mean} [{', '.join(bounds)}]"
         forms = {"": mean, "sd": mean if alone else f"{mean} ± {spread}", "spread": spread}
         forms["n"] = str(len(values))
+        forms["sum"] = show(values.sum(), self.digits) if len(values) else "—"
         if spec not in forms:
-            raise ValueError(f"no form {spec!r} of a number: ci, sd, spread or n")
+            raise ValueError(f"no form {spec!r} of a number: ci, sd, spread, n or sum")
         return forms[spec]
 
 

@@ -9,7 +9,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import data
-from experiments.kill_resume import write_ratings
+from checks.kill_resume import write_ratings
 
 torch.set_num_threads(1)
 

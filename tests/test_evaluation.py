@@ -339,9 +339,9 @@ def test_mse_is_summed_in_float64():
 
 
 def test_mse_does_not_broadcast():
-    with pytest.raises(ValueError, match=r"\(4,\), ratings \(4, 1\)"):
+    with pytest.raises(ValueError, match=r"got \(4,\) and \(4, 1\)"):
         mean_squared_error(torch.zeros(4), torch.zeros(4, 1))
-    with pytest.raises(ValueError, match=r"\(\), ratings \(4,\)"):
+    with pytest.raises(ValueError, match=r"got \(\) and \(4,\)"):
         mean_squared_error(3.5, torch.zeros(4))
 
 

@@ -1,27 +1,16 @@
 """plot.py: what the figure shows is what history.csv holds, and a bad folder is told in a line."""
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from test_tables import study_lines, write_study
 
 import plot
-from figures import point_labels, study_figures
-from tables import read_study
+from evaluation import METRICS, Metric
 
-TAGS = [
-    "training/Factorization Loss",
-    "training/MSE",
-    "training/Joint Loss",
-    "eval/Mean Reciprocal Rank",
-    "eval/MSE",
-]
 HEADER = "epoch,factorization_loss,regression_loss,joint_loss,mrr,mse,train_seconds,eval_seconds"
 ROWS = [
     "0,0.25,3.5,0.2825,0.05,0.99,0.4,0.1",
@@ -36,14 +25,8 @@ DRAWN = {  # the five curves of ROWS, written out by hand
     "eval/Mean Reciprocal Rank": ([0, 3], [0.05, 0.0625]),
     "eval/MSE": ([0, 3], [0.99, 0.875]),
 }
-CONFIG = {
-    "seed": 0,
-    "shared_dims": 32,
-    "embedding_dim": 32,
-    "lambda_f": 0.99,
-    "lambda_r": 0.01,
-    "batch_size": 256,
-}
+CONFIG = {"seed": 0, "shared_dims": 32, "embedding_dim": 32, "lambda_f": 0.99, "lambda_r": 0.01}
+CONFIG |= {"batch_size": 256}
 
 
 def write_run(folder: Path, rows=ROWS, header=HEADER, **changes) -> Path:
@@ -76,50 +59,67 @@ def snapshot(folder: Path) -> dict:
     return {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")}
 
 
+def panels_of(figure) -> list:
+    return [axis for axis in figure.axes if axis.axison]
+
+
 def test_a_run_is_five_panels_named_as_in_the_report_with_labelled_axes(tmp_path):
     figure = draw(write_run(tmp_path / "run"))
-    panels = [axis for axis in figure.axes if axis.axison]
-    assert [axis.get_title() for axis in panels] == TAGS
-    assert {axis.get_xlabel() for axis in panels} == {"epoch"}
+    assert [axis.get_title() for axis in panels_of(figure)] == list(DRAWN)
+    assert {axis.get_xlabel() for axis in panels_of(figure)} == {"epoch"}
     units = ["no unit", "rating units²", r"\lambda_R", "0 to 1", "rating units²"]
-    for axis, unit in zip(panels, units, strict=True):
+    for axis, unit in zip(panels_of(figure), units, strict=True):
         assert unit in axis.get_ylabel()
     assert legend_texts(figure) == ["shared, λ 0.99/0.01, seed 0"]
 
 
 def test_the_lines_are_the_columns_of_history_and_skip_epochs_without_evaluation(tmp_path):
-    for axis in draw(write_run(tmp_path / "run")).axes[:5]:
+    for axis in panels_of(draw(write_run(tmp_path / "run"))):
         (line,) = axis.lines
-        epochs, values = DRAWN[axis.get_title()]
-        assert list(line.get_xdata()) == epochs
-        assert list(line.get_ydata()) == values
+        assert (list(line.get_xdata()), list(line.get_ydata())) == DRAWN[axis.get_title()]
 
 
-def test_a_diverged_run_is_drawn_as_far_as_it_has_values(tmp_path):
-    rows = [ROWS[0], "1,nan,nan,inf,nan,nan,0.4,0.1"]
-    for axis in draw(write_run(tmp_path / "run", rows=rows)).axes[:5]:
-        assert list(axis.lines[0].get_xdata()) == [0]
+@pytest.mark.parametrize("more", [1, 2, 4])
+def test_a_metric_with_a_tag_has_its_panel_and_a_run_older_than_it_is_still_drawn(
+    tmp_path, monkeypatch, capsys, more
+):
+    for k in range(more):
+        monkeypatch.setitem(METRICS, f"m{k}", Metric(None, f"eval/M{k}", label=f"m{k} (unit)"))
+    monkeypatch.setitem(METRICS, "untagged", Metric(None))
+    old = write_run(tmp_path / "old")
+    assert [axis.get_title() for axis in panels_of(draw(old))] == list(DRAWN)
+    assert "old/history.csv: column m0 is missing" in capsys.readouterr().err
+    names = [f"m{k}" for k in range(more)]
+    rows = [",".join([row, *(f"{k}.5" for k in range(more))]) for row in ROWS]
+    new = write_run(tmp_path / "new", rows, ",".join([HEADER, *names]), seed=1)
+    figure = draw(old, new)
+    panels = panels_of(figure)
+    assert [axis.get_title() for axis in panels[5:]] == [f"eval/M{k}" for k in range(more)]
+    for k, axis in enumerate(panels[5:]):
+        before, after = axis.lines
+        assert axis.get_ylabel() == f"m{k} (unit)" and list(before.get_ydata()) == []
+        assert list(after.get_ydata()) == [k + 0.5] * 4
+    assert legend_texts(figure) == ["seed 0", "seed 1"]
 
 
-def test_a_single_epoch_is_visible(tmp_path):
-    for axis in draw(write_run(tmp_path / "run", rows=ROWS[:1])).axes[:5]:
-        assert axis.lines[0].get_marker() == "o"
+@pytest.mark.parametrize("row", ["1,nan,nan,inf,nan,nan,0.4,0.1", None])
+def test_a_run_is_drawn_as_far_as_it_has_values_and_a_single_epoch_is_visible(tmp_path, row):
+    for axis in panels_of(
+        draw(write_run(tmp_path / "run", rows=[ROWS[0], *([row] if row else [])]))
+    ):
+        assert list(axis.lines[0].get_xdata()) == [0] and axis.lines[0].get_marker() == "o"
 
 
 def test_runs_are_overlaid_in_order_and_never_look_alike(tmp_path):
     rows = [f"0,{seed / 10},3,1,0.1,1,0,0" for seed in range(20)]
-    runs = [write_run(tmp_path / f"{i}", rows=[row], seed=i) for i, row in enumerate(rows)]
-    figure = draw(*runs)
+    figure = draw(*(write_run(tmp_path / f"{i}", rows=[r], seed=i) for i, r in enumerate(rows)))
     assert legend_texts(figure) == [f"seed {seed}" for seed in range(20)]
-    for axis in figure.axes[:5]:
-        assert len({(line.get_color(), line.get_linestyle()) for line in axis.lines}) == 20
+    looks = [
+        [(line.get_color(), line.get_linestyle()) for line in lines]
+        for lines in (figure.legends[0].get_lines(), *(axis.lines for axis in panels_of(figure)))
+    ]
+    assert len(set(looks[0])) == 20 and all(look == looks[0] for look in looks)
     assert [line.get_ydata()[0] for line in figure.axes[0].lines] == [s / 10 for s in range(20)]
-    entries = figure.legends[0].get_lines()
-    for entry, line in zip(entries, figure.axes[0].lines, strict=True):
-        assert (entry.get_color(), entry.get_linestyle()) == (
-            line.get_color(),
-            line.get_linestyle(),
-        )
 
 
 @pytest.mark.filterwarnings("error")
@@ -135,7 +135,7 @@ def test_however_much_runs_differ_all_labels_stand_inside_the_figure(tmp_path, r
     for text in legends[0].get_texts():
         box = text.get_window_extent()
         assert 0 <= box.x0 and box.x1 <= figure.bbox.x1 and 0 <= box.y0
-    for panel in figure.axes[:5]:
+    for panel in panels_of(figure):
         assert panel.get_window_extent().height > 100
 
 
@@ -175,20 +175,40 @@ def test_a_stack_stands_for_its_runs_in_natural_order_and_holds_the_figure(tmp_p
     assert [path.read_bytes()[:5] for path in paths] == [b"\x89PNG\r", b"<?xml"]
 
 
-def test_two_processes_write_the_same_svg_and_load_nothing_that_trains(tmp_path):
+def command(*arguments) -> subprocess.CompletedProcess:
+    """plot.py in a process of its own, which prints what it loaded."""
+    script = "import sys, plot, atexit; atexit.register(lambda: print(*sys.modules));"
+    script += "plot.main(sys.argv[1:])"
+    words = [sys.executable, "-c", script, *map(str, arguments)]
+    root = Path(plot.__file__).parent
+    return subprocess.run(words, capture_output=True, text=True, cwd=root, timeout=60)
+
+
+def test_two_processes_write_the_same_svg_and_nothing_else(tmp_path):
     run, other = write_run(tmp_path / "run"), write_run(tmp_path / "other", seed=1)
     before = snapshot(tmp_path)
     plot.main([str(run), str(other), "--out", str(tmp_path / "a")])
-    script = "import sys, plot; plot.main(sys.argv[1:]); print(*sys.modules)"
-    command = [sys.executable, "-c", script, str(run), str(other), "--out", str(tmp_path / "b/c")]
-    root = Path(plot.__file__).parent
-    done = subprocess.run(command, capture_output=True, text=True, cwd=root, timeout=60)
+    done = command(run, other, "--out", tmp_path / "b/c")
     assert (done.returncode, done.stderr) == (0, "")
-    assert not {"torch", "train", "models", "multitask"} & set(done.stdout.split())
+    assert "train" not in done.stdout.split()
     assert (tmp_path / "a/curves.svg").read_bytes() == (tmp_path / "b/c/curves.svg").read_bytes()
     assert b"<dc:date>" not in (tmp_path / "a/curves.svg").read_bytes()
     new = [path.name for path in snapshot(tmp_path) if path not in before]
     assert sorted(new) == sorted(["a", "b", "c"] + 2 * ["curves.png", "curves.svg"])
+
+
+def test_a_wrong_path_is_told_before_matplotlib_and_evaluation_are_loaded(tmp_path):
+    done = command(tmp_path / "gone")
+    assert done.returncode == 2 and done.stderr.startswith("plot.py: error: ")
+    assert not {"matplotlib", "evaluation"} & set(done.stdout.split())
+
+
+def test_a_run_of_a_stack_that_did_not_stay_finite_is_left_out_and_told(tmp_path, capsys):
+    for seed in (0, 1):
+        write_run(tmp_path / f"seed{seed}", seed=seed)
+    (tmp_path / "seed1/failed.json").write_text("{}")
+    assert plot.find_runs(tmp_path) == [tmp_path / "seed0"]
+    assert "seed1 is left out" in capsys.readouterr().err
 
 
 BAD_RUNS = {  # what is done to a good run folder, and what the error must name
@@ -203,7 +223,7 @@ BAD_RUNS = {  # what is done to a good run folder, and what the error must name
     "binary": (lambda run: (run / "history.csv").write_bytes(b"\xff\x00"), "history.csv"),
 }
 BAD_CELLS = {  # an edit of history.csv, and what the error must name
-    "no column": (("mrr,", "rank,"), "history.csv: column mrr is missing"),
+    "no column": (("regression_loss,", "l,"), "history.csv: column regression_loss is missing"),
     "text": (("0.875,0.4", "abc,0.4"), "history.csv: column mse, row 4: 'abc'"),
     "empty loss": (("2,0.19,0.875", "2,0.19,"), "history.csv: column regression_loss, row 3: ''"),
     "cut row": (("0.15,0.75,0.156,0.0625,0.875,0.4,0.1", "0.15"), "column regression_loss, row 4"),
@@ -255,99 +275,7 @@ def test_bad_arguments_exit_2_with_one_line_and_write_nothing(tmp_path, capsys):
         ([tmp_path / "empty"], "empty: not a run folder"),
         ([run, "--out", tmp_path / "file"], "file: is a file"),
         ([run, "--out", tmp_path / "file" / "below"], "below"),
-        ([run, "--study", tmp_path / "study.jsonl"], "either RUN, one or more run folders, or"),
-        (["--study", tmp_path / "study.jsonl"], "study.jsonl: no such file"),
-        (["--study", tmp_path / "file"], "file: holds no runs"),
         ([tmp_path / "two\nlines"], "two lines"),
     ]:
         assert named in refused(capsys, *arguments)
     assert snapshot(tmp_path) == before
-
-
-# ---- the study -------------------------------------------------------------------------------
-
-
-def test_a_study_draws_what_it_has_writes_its_tables_and_fills_the_documents_beside(tmp_path):
-    only = ["sharing", "selected"]
-    study = write_study(tmp_path / "results/study.jsonl", study_lines([0, 1, 2], only=only))
-    page = tmp_path / "STUDY.md"
-    page.write_text("<!-- table: sharing --><!-- end --> <!-- n: seeds -->?<!-- end -->")
-    plot.main(["--study", str(study)])
-    names = {path.name for path in (tmp_path / "results/figures").iterdir()}
-    assert names == {f"{name}.{kind}" for name in ("sharing", "pareto") for kind in ("png", "svg")}
-    assert "| 16 of 32 shared, 0.5/0.5 | 3 |" in (tmp_path / "results/tables.md").read_text()
-    assert "| 16 of 32 shared, 0.5/0.5 | 3 |" in page.read_text()
-    assert page.read_text().endswith("<!-- n: seeds -->3<!-- end -->")
-    svg = (tmp_path / "results/figures/pareto.svg").read_bytes()
-    before = page.read_text()
-    plot.main(["--study", str(study), "--out", str(tmp_path / "elsewhere/again")])
-    assert (tmp_path / "elsewhere/again/figures/pareto.svg").read_bytes() == svg
-    assert page.read_text() == before
-
-
-def test_a_broken_document_is_told_before_anything_is_written(tmp_path, capsys):
-    study = write_study(tmp_path / "results/study.jsonl", study_lines([0], only=["report"]))
-    (tmp_path / "README.md").write_text("<!-- n: a -->1 <!-- n: b -->2<!-- end -->")
-    before = snapshot(tmp_path)
-    assert "README.md: the block a has no" in refused(capsys, "--study", study)
-    assert snapshot(tmp_path) == before
-
-
-def test_neighbours_on_the_dial_that_coincide_share_a_label():
-    points = np.array([[0.057, 0.860], [0.058, 0.861], [0.09, 0.861], [0.12, 0.93]])
-    labels = point_labels(points, [0.01, 0.5, 0.909, 0.99], (0.003, 0.02))
-    assert {name: list(at) for name, at in labels.items()} == {
-        "0.01 to 0.5": [0.057, 0.860],
-        "0.91": [0.09, 0.861],
-        "0.99": [0.12, 0.93],
-    }
-
-
-def test_the_studys_figures_show_its_lines(tmp_path):
-    lines = study_lines()
-    faults = dict(experiment="faults", fault="all pairs", seed=0, curves=lines[0]["curves"])
-    frame = read_study(write_study(tmp_path / "study.jsonl", [*lines, faults]))
-    with plot.report_style():
-        drawn = study_figures(frame)
-    assert list(drawn) == ["report", "sharing", "weights", "pareto", "gradients", "faults"]
-    mrr = drawn["report"].axes[3]  # shared, 0.99/0.01
-    curves = [line["curves"]["mrr"] for line in lines[:4]]
-    assert list(mrr.lines[0].get_ydata()) == pytest.approx(np.mean(curves, 0))
-    assert list(mrr.lines[1].get_ydata()) == [0.046, 0.046]
-    at_half = [line for line in lines if line["experiment"] in ("selected", "sharing")]
-    means = [
-        sum(line["mse"] for line in at_half if (line["shared_dims"], line["lambda_f"]) == (K, 0.5))
-        for K in (0, 8, 16, 24, 32)
-    ]
-    mse = [line for line in drawn["sharing"].axes[1].lines if len(line.get_xdata()) == 5]
-    assert any(list(line.get_ydata()) == pytest.approx([m / 4 for m in means]) for line in mse)
-    assert len(drawn["faults"].axes) == 4
-    one, own = drawn["pareto"].axes
-    dial = [line for line in lines if line.get("shared_dims") == 32 and line.get("own_mrr")]
-    best = np.mean([line["own_mse"] for line in dial if line["lambda_f"] == 0.01])
-    assert any(np.isclose(line.get_xdata(), best).any() for line in own.lines)
-    assert not any(np.isclose(line.get_xdata(), best).any() for line in one.lines)
-    with plot.report_style():
-        assert list(study_figures(frame[frame.experiment == "baselines"])) == []
-
-
-def parts_of(svg: str) -> tuple[str, np.ndarray]:
-    """A figure's text without ids and numbers, and its numbers: equal but for the last digits."""
-    svg = re.sub(r'id="[^"]*"|#[\w.-]+', "", svg)
-    number = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"
-    return re.sub(number, "0", svg), np.array(re.findall(number, svg), float)
-
-
-def test_the_figures_committed_are_those_that_the_results_draw(tmp_path):
-    results = Path(__file__).parents[1] / "results"
-    if not (results / "study.jsonl").is_file():
-        pytest.skip("results/study.jsonl isn't there: python -m experiments.study writes it")
-    with plot.report_style():
-        drawn = plot.draw_study(read_study(results / "study.jsonl"), tmp_path, [])
-    names = [path.name for path in drawn if path.suffix == ".svg"]
-    assert len(names) == 6
-    for name in names:
-        pair = [(folder / "figures" / name).read_text() for folder in (tmp_path, results)]
-        (shape, numbers), (kept_shape, kept_numbers) = map(parts_of, pair)
-        assert shape == kept_shape, name
-        assert np.allclose(numbers, kept_numbers, atol=0.01), name

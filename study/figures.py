@@ -1,33 +1,29 @@
-"""The study's figures, drawn from the lines of results/study.jsonl (tables.read_study).
+"""The study's figures, drawn from the lines of results/study.jsonl (numbers.read_study).
 
-`study_figures(frame)` gives every figure that the lines suffice for, by name; plot.py saves them.
+`study_figures(frame)` gives every figure that the lines suffice for, by name; report.py saves them.
 Bands are mean ± sd over seeds, bars are bootstrap 95% intervals of the mean.
 """
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from plot import COLOURS, CURVES
-from tables import (
+from study.design import (
     BASELINES,
     LAMBDAS,
     METRICS,
-    NAMES,
-    OWN,
     PUBLISHED,
     SETTINGS,
+    SHARINGS,
     WIDTH,
-    arm,
-    bootstrap_interval,
-    curves_of,
-    pareto_front,
     setting,
 )
+from study.numbers import arm, curves_of
+from study.stats import bootstrap_interval, pareto_front
 
-SHARING_COLOURS = dict(zip(NAMES, COLOURS, strict=False))  # K = 32, 16, 0
-SHARING_LABELS = {WIDTH: "shared", 16: f"16 of {WIDTH} shared", 0: "separate"}
+SHARING_COLOURS = dict(zip(SHARINGS, COLOURS, strict=False))  # K = 32, 16, 0
 WEIGHT_COLOURS = {0.99: COLOURS[0], 0.5: COLOURS[1]}
 LABEL_PLACES = {WIDTH: ((6, -11), "left"), 16: ((-6, 6), "right"), 0: ((6, 6), "left")}
 MARKERS = {WIDTH: "o", 16: "^", 0: "s"}
@@ -50,37 +46,6 @@ def study_figures(frame: pd.DataFrame) -> dict[str, Figure]:
     draws |= dict(pareto=pareto_figure, gradients=gradients_figure, faults=faults_figure)
     figures = {name: draw(frame) for name, draw in draws.items()}
     return {name: figure for name, figure in figures.items() if figure is not None}
-
-
-def scaling_figure(record: dict) -> Figure:
-    """Cost against work, from the bench's "scaling" record: seconds, and memory on the right."""
-    figure, axes = grid(1, 3, (10, 3.1))
-    for axis, name, label in (
-        (axes[0, 0], "seconds_by_runs", "runs R in the stack (batch 256)"),
-        (axes[0, 1], "seconds_by_batch_size", "batch size (one run)"),
-    ):
-        points = {int(x): y for x, y in record[name].items()}
-        axis.plot(list(points), list(points.values()), "o-", color=COLOURS[0])
-        axis.set(
-            xscale="log", xlabel=label, ylabel="seconds per run-epoch (ml-100k)", ylim=(0, None)
-        )
-        axis.set_xticks(list(points), [f"{x:,}" for x in points])
-        axis.xaxis.set_minor_locator(NullLocator())
-    points = {int(x): y for x, y in record["by_interactions"].items() if x.isdigit()}
-    axis, memory = axes[0, 2], axes[0, 2].twinx()
-    for at, name, colour, marker, factor in (
-        (axis, "seconds", COLOURS[0], "o-", 1),
-        (memory, "training_peak_mib", COLOURS[1], "s--", 1 / 1024),
-    ):
-        values = [point[name] * factor for point in points.values()]
-        at.plot([x / 1e6 for x in points], values, marker, color=colour)
-        at.set_ylim(0, None)
-        at.tick_params(axis="y", colors=colour)
-    memory.grid(False)
-    axis.set(xlabel="million interactions (batch 16,384)")
-    axis.set_ylabel("seconds an epoch", color=COLOURS[0])
-    memory.set_ylabel("peak memory, GiB", color=COLOURS[1])
-    return figure
 
 
 def grid(rows: int, columns: int, size: tuple[float, float], **shares):
@@ -136,11 +101,11 @@ def report_figure(frame: pd.DataFrame) -> Figure | None:
         return None
     figure, panels = grid(len(arms), 5, (13, 2.3 * len(arms) + 0.4), sharex=True, sharey="col")
     for row, (where, runs) in zip(panels, arms.items(), strict=True):
-        published = PUBLISHED.get(where, [None] * 5)
-        for axis, (column, tag, _), level in zip(row, CURVES, published, strict=True):
+        published = PUBLISHED.get(where, {})
+        for axis, (column, tag, _) in zip(row, CURVES, strict=True):
             band(axis, curves_of(runs, column), color=WEIGHT_COLOURS[where[1]])
-            if level is not None:
-                axis.axhline(level, **PUBLISHED_LINE)
+            if column in published:
+                axis.axhline(published[column], **PUBLISHED_LINE)
             elif axis is row[0]:
                 told = dict(transform=axis.transAxes, ha="right", va="top", color=MUTED)
                 axis.text(0.97, 0.95, "not in the published report", **told)
@@ -188,19 +153,19 @@ def sharing_figure(frame: pd.DataFrame) -> Figure | None:
 def weights_figure(frame: pd.DataFrame) -> Figure | None:
     """MRR and MSE against λ_F : λ_R, one line a sharing; a task trained alone stands apart."""
     inner = LAMBDAS[1:-1]
-    if not any(len(arm(frame, "weights", K, inner[1])) for K in NAMES):
+    if not any(len(arm(frame, "weights", K, inner[1])) for K in SHARINGS):
         return None
     places, apart = np.log10([f / (1 - f) for f in inner]), 2.75
     figure, panels = grid(1, 2, (9.5, 3.8))
     for axis, (metric, alone, place) in zip(
         panels[0], (("mrr", 1.0, apart), ("mse", 0.0, -apart)), strict=True
     ):
-        for k, K in enumerate(NAMES):
+        for k, K in enumerate(SHARINGS):
             points = [mean_and_bars(arm(frame, "dial", K, f)[metric]) for f in inner]
             style = dict(color=SHARING_COLOURS[K], marker=MARKERS[K], capsize=2)
             shifted = places + 0.04 * (k - 1)
             means, bars = [mean for mean, _ in points], np.hstack([bars for _, bars in points])
-            axis.errorbar(shifted, means, bars, label=SHARING_LABELS[K], **style)
+            axis.errorbar(shifted, means, bars, label=setting(K), **style)
             mean, bars = mean_and_bars(arm(frame, "dial", K, alone)[f"own_{metric}"])
             if np.isfinite(mean):
                 axis.errorbar([place + 0.12 * (k - 1)], [mean], bars, linestyle="", **style)
@@ -222,13 +187,13 @@ def pareto_figure(frame: pd.DataFrame) -> Figure | None:
     On the left one epoch serves both tasks, on the right each task has the epoch best for it.
     """
     figure, panels = grid(1, 2, (12, 4.9))
-    arms = {K: {f: arm(frame, "dial", K, f) for f in LAMBDAS[1:-1]} for K in NAMES}
+    arms = {K: {f: arm(frame, "dial", K, f) for f in LAMBDAS[1:-1]} for K in SHARINGS}
     arms = {K: {f: runs for f, runs in dial.items() if len(runs)} for K, dial in arms.items()}
     if not any(arms.values()):
         return None
     for axis, columns, title in zip(
         panels[0],
-        (list(METRICS), list(OWN)),
+        (list(METRICS), ["own_mrr", "own_mse"]),
         ("one epoch for both tasks", "each task at its own epoch"),
         strict=True,
     ):
@@ -242,7 +207,7 @@ def pareto_figure(frame: pd.DataFrame) -> Figure | None:
             axis.errorbar(means[:, 1], means[:, 0], sds[:, 0], sds[:, 1], **bars)
             front = means[pareto_front(means)]
             front = front[np.argsort(front[:, 1])]
-            label = f"{SHARING_LABELS[K]}, with its front"
+            label = f"{setting(K)}, with its front"
             axis.step(front[:, 1], front[:, 0], where="post", label=label, **style)
         baseline_lines(axis, frame, "mrr")
         baseline_lines(axis, frame, "mse", across=False)
@@ -310,18 +275,17 @@ def faults_figure(frame: pd.DataFrame) -> Figure | None:
     lines = frame[frame.experiment == "faults"]
     if not len(lines):
         return None
-    chosen = [(*curve[:2], k) for k, curve in enumerate(CURVES) if curve[0] != "joint_loss"]
+    chosen = [(column, tag) for column, tag, _ in CURVES if column != "joint_loss"]
     figure, panels = grid(1, 4, (13, 3.6))
-    levels = np.array(list(PUBLISHED.values()))
     published = "published runs, last epoch: mean and range"
-    for axis, (column, tag, k) in zip(panels[0], chosen, strict=True):
+    for axis, (column, tag) in zip(panels[0], chosen, strict=True):
         for i, (fault, runs) in enumerate(lines.groupby("fault", sort=False)):
             style = dict(color=COLOURS[i % len(COLOURS)], linestyle=FAULT_STYLES[i % 5])
             label = "no fault" if fault == "none" else fault
             band(axis, curves_of(runs, column), label=label, **style)
-        low, high = levels[:, k].min(), levels[:, k].max()
-        axis.axhspan(low, high, color="black", alpha=0.12, linewidth=0)
-        axis.axhline(levels[:, k].mean(), label=published, **PUBLISHED_LINE)
+        levels = [curves[column] for curves in PUBLISHED.values()]
+        axis.axhspan(min(levels), max(levels), color="black", alpha=0.12, linewidth=0)
+        axis.axhline(np.mean(levels), label=published, **PUBLISHED_LINE)
         axis.set(title=tag, xlabel="epoch")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure

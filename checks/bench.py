@@ -1,8 +1,8 @@
 """How fast is it? The training step and the evaluation against a plain loop and the floor.
 
-    python -m experiments.bench               # ratios to the plain loop, one thread, minutes
-    python -m experiments.bench --scaling     # cost against runs, batch size and interactions
-    python -m experiments.bench --device cuda # 40 runs x 200 epochs on a GPU
+    python -m checks.bench               # ratios to the plain loop, one thread, minutes
+    python -m checks.bench --scaling     # cost against runs, batch size and interactions
+    python -m checks.bench --device cuda # 40 runs x 200 epochs on a GPU
 
 Everything compared is measured in turn in one process, and ratios are medians of paired epochs:
 absolute times drift from minute to minute. A table goes to stderr, one JSON line to stdout and to
@@ -239,7 +239,7 @@ def scaling(rounds: int) -> dict:
         del big
         for n in (100_000, 1_000_000, 5_000_000, 20_000_000, "20_000_000, evaluated"):
             size, evaluated = (n, "") if isinstance(n, int) else (20_000_000, "yes")
-            command = [sys.executable, "-m", "experiments.bench", "--point", folder]
+            command = [sys.executable, "-m", "checks.bench", "--point", folder]
             command += [str(size), evaluated]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             by_interactions[n] = json.loads(done.stdout.splitlines()[-1])
@@ -301,7 +301,7 @@ def on_gpu(device: str) -> dict:
 
 
 def main() -> int:
-    parser = Parser(prog="python -m experiments.bench", description=__doc__)
+    parser = Parser(prog="python -m checks.bench", description=__doc__)
     parser.add_argument("--scaling", action="store_true", help="cost against work")
     parser.add_argument("--rounds", type=number(int, 1), default=7, help="paired epochs (7)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")

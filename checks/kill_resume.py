@@ -1,6 +1,6 @@
 """Does a killed run, resumed, become the run never interrupted? To the last bit, many times.
 
-    python -m experiments.kill_resume --rounds 200
+    python -m checks.kill_resume --rounds 200
 
 A round draws a small training command (one run or a stack, any sharing, loss and optimizer, with
 and without selection, ensembles), kills it by SIGKILL at a random moment, resumes it, perhaps kills
@@ -136,7 +136,7 @@ def one_round(rng: random.Random, ratings: Path, folder: Path) -> tuple[int, str
 
 
 def main() -> int:
-    parser = Parser(prog="python -m experiments.kill_resume", description=__doc__)
+    parser = Parser(prog="python -m checks.kill_resume", description=__doc__)
     parser.add_argument("--rounds", type=number(int, 1), default=200, help="rounds (200)")
     parser.add_argument("--seed", type=int, default=0, help="of commands and moments (0)")
     args = parser.parse_args()

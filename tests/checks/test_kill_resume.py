@@ -1,12 +1,12 @@
-"""The kill-and-resume rounds themselves: a few here, hundreds by experiments/kill_resume.py."""
+"""The kill-and-resume rounds themselves: a few here, hundreds by checks/kill_resume.py."""
 
 import random
 
 import pytest
 
 import train
+from checks import kill_resume
 from data import synthetic
-from experiments import kill_resume
 
 
 class Killed(BaseException):
