@@ -79,8 +79,8 @@ class Fitted(NamedTuple):
 
 
 def fit_popularity(train, seed):
-    counts = np.bincount(train.item_ids, minlength=train.n_items).astype(np.float64)
-    return Fitted(scores=lambda users: np.tile(counts, (len(users), 1)))
+    scores = evaluation.popularity_scores(train.item_ids, train.n_items)
+    return Fitted(scores=lambda users: np.tile(scores, (len(users), 1)))
 
 
 def fit_global_mean(train, seed):
@@ -88,20 +88,8 @@ def fit_global_mean(train, seed):
     return Fitted(ratings=lambda users, items: np.full(len(users), mean))
 
 
-def fit_biases(train, seed, user_ridge, item_ridge, rounds=30):
-    """r = mean + a_user + b_item, least squares with a ridge on a and on b, one after the other."""
-    users, items, mean = train.user_ids, train.item_ids, train.ratings.mean(dtype=np.float64)
-    user_bias, item_bias = np.zeros(train.n_users), np.zeros(train.n_items)
-
-    def ridge_mean(ids, residuals, size, ridge):
-        sums, counts = np.bincount(ids, residuals, size), np.bincount(ids, minlength=size)
-        return sums / np.maximum(counts + ridge, 1e-12)  # no ridge, no ratings: zero
-
-    for _ in range(rounds):
-        residuals = train.ratings - mean - user_bias[users]
-        item_bias = ridge_mean(items, residuals, train.n_items, item_ridge)
-        residuals = train.ratings - mean - item_bias[items]
-        user_bias = ridge_mean(users, residuals, train.n_users, user_ridge)
+def fit_biases(train, seed, **settings):
+    mean, user_bias, item_bias = evaluation.fit_biases(*train, **settings)
     return Fitted(ratings=lambda users, items: mean + user_bias[users] + item_bias[items])
 
 

@@ -23,6 +23,7 @@ from data import load, random_split
 from joint import baselines
 from joint.design import PLANNED, SEEDS, SPECIALISTS, TEMPORAL, arguments_of, recipe
 from study.records import Results, provenance
+from study.run import run_stacks
 
 ONCE = ["--eval-every", "1000000"]  # only after the last epoch: the test part is looked at once
 
@@ -108,8 +109,6 @@ def main(argv: list[str] | None = None) -> int:
         results.append([record])
         print(json.dumps(record))
         return 0
-    from study.run import run_stacks
-
     runs = Path("runs") / options.out.stem
     return 0 if run_stacks(stacks, results, runs, options.workers) else 1
 

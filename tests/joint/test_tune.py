@@ -64,20 +64,23 @@ def test_a_search_without_the_specialists_is_refused(tmp_path, capsys):
     assert "lacks ease: run with --specialists first" in capsys.readouterr().err
 
 
-def test_validation_trains_on_no_row_of_split_0s_test_part(monkeypatch):
-    seen, make_stack = {}, tune.train.make_stack
+def test_validation_looks_at_no_row_of_split_0s_test_part(monkeypatch):
+    seen = {}
 
-    def watched(args, data, runs, splits):
-        seen.update(data=data, splits=splits)
-        return make_stack(args, data, runs, splits)
+    def watched(name):
+        make = getattr(tune.train, name)
+        monkeypatch.setattr(tune.train, name, lambda *a: seen.update({name: a}) or make(*a))
 
-    monkeypatch.setattr(tune.train, "make_stack", watched)
+    watched("make_stack")
+    watched("make_evaluator")
     settings = dict(zip(tune.SPACE, tune.FIRST[0], strict=True))
     settings |= dict(epochs=1, common=2, ranking_own=2, rating_own=2)
     record = tune.validate(tune.arguments_of(settings), folds=2)
     assert len(record["mrr"]) == len(record["mse"]) == 2
-    test = set(random_split(seen["data"], 0).test)
-    for part in seen["splits"]:
+    _, data, _, parts = seen["make_stack"]
+    assert seen["make_evaluator"][2:] == (parts, "validation", "train")
+    test = set(random_split(data, 0).test)
+    for part in parts:
         assert not test & (set(part.train) | set(part.validation))
         assert not set(part.train) & set(part.validation)
 
