@@ -5,7 +5,7 @@
     python -m joint.baselines --split temporal               # train on the past
     python -m joint.baselines --tune ease als                # search for their settings
 
-The simple methods are written out here. The strong ones are the real libraries
+The simple methods are written out here or in evaluation.py. The strong ones are real libraries
 (requirements-peers.txt), each behind a few lines, on one thread, skipped where not installed.
 
 Settings are chosen by the mean over validation parts inside split 0's training part, never by its
@@ -56,11 +56,10 @@ class Train(NamedTuple):
     n_users: int
     n_items: int
 
-    def matrix(self, values=None):
-        """The training rows as a sparse (n_users, n_items) matrix; ones without ``values``."""
-        values = np.ones(len(self.user_ids), dtype=np.float32) if values is None else values
-        shape = (self.n_users, self.n_items)
-        return sp.csr_matrix((values, (self.user_ids, self.item_ids)), shape=shape)
+    def matrix(self):
+        """Which user has which item in training: sparse, (n_users, n_items), float32 ones."""
+        ones, shape = np.ones(len(self.user_ids), dtype=np.float32), (self.n_users, self.n_items)
+        return sp.csr_matrix((ones, (self.user_ids, self.item_ids)), shape=shape)
 
 
 def training_part(data: Interactions, rows: np.ndarray) -> Train:
