@@ -9,9 +9,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from plot import COLOURS, CURVES
+import plot
+from plot import COLOURS
 from study.design import (
     BASELINES,
+    CURVES,
     LAMBDAS,
     METRICS,
     PUBLISHED,
@@ -29,6 +31,7 @@ LABEL_PLACES = {WIDTH: ((6, -11), "left"), 16: ((-6, 6), "right"), 0: ((6, 6), "
 MARKERS = {WIDTH: "o", 16: "^", 0: "s"}
 AXES = {"mrr": "MRR (test)", "mse": "MSE (test, rating units²)"}
 PUBLISHED_LINE = dict(color="#000000", linestyle="--", linewidth=1, zorder=2.2)
+TITLES = {column: tag for column, tag, _ in plot.curves() if column in CURVES}
 MUTED = "#777777"
 FAULT_STYLES = [
     "-",
@@ -102,7 +105,7 @@ def report_figure(frame: pd.DataFrame) -> Figure | None:
     figure, panels = grid(len(arms), 5, (13, 2.3 * len(arms) + 0.4), sharex=True, sharey="col")
     for row, (where, runs) in zip(panels, arms.items(), strict=True):
         published = PUBLISHED.get(where, {})
-        for axis, (column, tag, _) in zip(row, CURVES, strict=True):
+        for axis, (column, tag) in zip(row, TITLES.items(), strict=True):
             band(axis, curves_of(runs, column), color=WEIGHT_COLOURS[where[1]])
             if column in published:
                 axis.axhline(published[column], **PUBLISHED_LINE)
@@ -275,7 +278,7 @@ def faults_figure(frame: pd.DataFrame) -> Figure | None:
     lines = frame[frame.experiment == "faults"]
     if not len(lines):
         return None
-    chosen = [(column, tag) for column, tag, _ in CURVES if column != "joint_loss"]
+    chosen = [(column, tag) for column, tag in TITLES.items() if column != "joint_loss"]
     figure, panels = grid(1, 4, (13, 3.6))
     published = "published runs, last epoch: mean and range"
     for axis, (column, tag) in zip(panels[0], chosen, strict=True):

@@ -24,10 +24,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import evaluation
 import train
 from arguments import Parser, number, resolve, seed_list
 from data import Split, load, random_split, temporal_split
-from evaluation import FullRanking, mean_squared_error, ranking_metrics, reciprocal_ranks_by_user
+from evaluation import FullRanking, reciprocal_ranks_by_user
 from run_folder import load_run, write_whole
 from study import faults
 from study.design import BASELINES, DATA, WITH_USERS, WORKERS, plan
@@ -140,36 +141,17 @@ def baseline_lines(seeds: list[int]) -> list[dict]:
     splits.append(("temporal", 0, temporal_split(data, **held)))
     lines = []
     for protocol, seed, split in splits:
-        measured = baselines(data, split)
+        start, levels = time.perf_counter(), evaluation.baselines(data, split)
+        seconds = time.perf_counter() - start  # of all of them
         for method in BASELINES:
             line = {"experiment": "baselines", "stack": "baselines", "method": method}
             line |= {"data": DATA, "protocol": protocol, "seed": seed, "device": "cpu"}
-            lines.append(line | measured[method])
+            of_method = method.replace(" ", "_") + "_"  # as in "popularity_mrr"
+            for name, value in levels.items():
+                if name.startswith(of_method):
+                    line[name.removeprefix(of_method)] = value
+            lines.append(line | {"seconds": seconds})
     return lines
-
-
-def baselines(data, split: Split) -> dict[str, dict]:
-    """Each baseline's metrics on a split's test part, and the seconds of its fit."""
-    from experiments.baselines import METHODS, Train
-
-    test, known = (
-        [ids[rows] for ids in (data.user_ids, data.item_ids, data.ratings)]
-        for rows in (split.test, split.train)
-    )
-    measured = {}
-    for name in BASELINES:
-        method, start = METHODS[name.replace(" ", "-")], time.perf_counter()
-        fitted = method.fit(Train(*known, data.n_users, data.n_items), 0, **method.settings)
-        measured[name] = {"fit_seconds": time.perf_counter() - start}
-        if fitted.scores:
-            pairs = [ids[None] for ids in (*test[:2], *known[:2])]
-            ranks = FullRanking(data.n_items, *pairs).ranks(
-                lambda ids, fitted=fitted: torch.tensor(fitted.scores(ids.numpy()))[None]
-            )
-            measured[name] |= ranking_metrics(ranks[0], test[0])
-        if fitted.ratings:
-            measured[name]["mse"] = mean_squared_error(fitted.ratings(*test[:2]), test[2])
-    return measured
 
 
 # ---- the whole study -----------------------------------------------------------------------
