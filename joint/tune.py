@@ -88,7 +88,7 @@ def validate(arguments: str, first: int = 0, folds: int = FOLDS) -> dict:
     for epoch in range(args["epochs"]):
         stack.run_epoch(epoch)
     seconds = time.process_time() - start
-    metrics = train.make_evaluator(args, data, parts, "validation", "train")(stack.returned)
+    metrics = train.make_evaluator(args, data, parts, "validation", "train")(stack.net)
     mrr, mse = ([fold[metric] for fold in metrics] for metric in METRICS)
     return {
         "experiment": "tuning",

@@ -26,7 +26,7 @@ from arguments import Parser, number, seed_list
 from data import load, random_split
 from evaluation import Evaluator
 from models import MultiTaskNet
-from multitask import Stack, sigmoid_loss
+from multitask import Batch, Stack, sigmoid_loss
 from study.design import DATA, METRICS, VARIANTS
 from study.records import Results, provenance
 
@@ -36,8 +36,9 @@ class FaultyStack(Stack):
 
     faults: tuple[str, ...] = ()
 
-    def losses(self, users, items, negatives, ratings) -> tuple[Tensor, Tensor]:
+    def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         net = self.net
+        users, items, ratings, negatives = batch[:4]
         u, q = net.rows(net.users, users), net.rows(net.items, items)
         other = net.rows(net.items, negatives)
         by = u.sum(1, keepdim=True).expand_as(u) if "batch product" in self.faults else u
@@ -61,7 +62,6 @@ def run_variant(name: str, seeds: list[int], epochs: int, source: str = DATA) ->
     rows = np.stack([split.train for split in splits])
     stack = FaultyStack(net, data.user_ids, data.item_ids, data.ratings, rows, seeds, *weights)
     stack.faults = VARIANTS[name]
-    stack.plain = False  # the written-out step knows no faults
     tests = np.stack([split.test for split in splits])
     evaluate = Evaluator(data.user_ids, data.item_ids, data.ratings, tests, rows)
     curves: list[dict] = [{} for _ in seeds]

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 
-import train
+import run_folder
 from run_folder import write_whole
 
 
@@ -58,7 +58,7 @@ def append(path: Path, records: Iterable[dict]) -> None:
 
 def provenance(*packages: str) -> dict:
     """What computed a result: the commit, and the versions of Python, torch, numpy, `packages`."""
-    made = train.provenance()
+    made = run_folder.provenance()
     made["versions"] |= {name: importlib.metadata.version(name) for name in packages}
     return made
 

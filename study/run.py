@@ -29,7 +29,7 @@ import train
 from arguments import Parser, number, resolve, seed_list
 from data import Split, load, random_split, temporal_split
 from evaluation import FullRanking, reciprocal_ranks_by_user
-from run_folder import load_run, write_whole
+from run_folder import finished_results, load_run, read_resume, write_whole
 from study import faults
 from study.design import BASELINES, DATA, WITH_USERS, WORKERS, plan
 from study.records import Results, as_text, provenance, read
@@ -57,7 +57,7 @@ def work(stack: dict, folder: Path) -> int:
     arguments = [*stack["arguments"], "--out", str(folder)]
     wanted, before = resolve(arguments), {}
     with contextlib.suppress(OSError, ValueError):
-        before = train.stored(folder)[0]["args"]
+        before = read_resume(folder)["args"]
     if {**before, "overwrite": False} == wanted:
         arguments = ["--resume", str(folder)]
     else:  # nothing there, or another study's
@@ -65,7 +65,7 @@ def work(stack: dict, folder: Path) -> int:
     with contextlib.redirect_stdout(sys.stderr):
         code = train.main(arguments)
     if code == 0:
-        _, results = train.stored(folder)
+        results = finished_results(read_resume(folder))
         lines = [line_of(stack, result) for result in results]
         write_whole(folder / "lines.jsonl", as_text(lines).encode())
     return code
