@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data import random_split, synthetic
+from checks.synthetic import synthetic
+from data import random_split
 from experiments import baselines
 from experiments.baselines import METHODS, Train, fit_and_test
 

@@ -5,7 +5,7 @@ import random
 import pytest
 
 import train
-from data import synthetic
+from checks.synthetic import synthetic
 from experiments import kill_resume
 
 
