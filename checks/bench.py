@@ -34,7 +34,8 @@ import torch.nn.functional as F
 
 import run_folder
 from arguments import Parser, number
-from data import load, random_split, synthetic
+from checks.synthetic import synthetic
+from data import load, random_split
 from evaluation import Evaluator
 from models import MultiTaskNet
 from multitask import Stack

@@ -7,7 +7,7 @@ import pytest
 import run_folder
 import train
 from checks import kill_resume
-from data import synthetic
+from checks.synthetic import synthetic
 
 
 class Killed(BaseException):
