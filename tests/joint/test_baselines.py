@@ -6,7 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-from data import random_split, synthetic
+from checks.synthetic import synthetic
+from data import random_split
 from joint import baselines
 from joint.baselines import METHODS, Train, fit_and_test
 from study import records
