@@ -173,7 +173,8 @@ def test_every_arm_is_on_record_as_it_is_planned_and_says_what_made_it():
     for line in lines:
         assert line["commit"] and line["versions"]["torch"] and line["device"] == "cpu"
         assert (line["stack"] in planned) == (line["arm"] in PLANNED)
-        told = line | {name: [line[name]] for name in ("lambda_f", "lambda_r")}  # as arguments are
+        several = ("lambda_f", "lambda_r", "weight_decay")  # arguments are lists
+        told = line | {name: np.atleast_1d(line[name]).tolist() for name in several}
         args = planned.get(line["stack"], {})
         common = args.keys() & told.keys() - {"split_seed"}
         assert [name for name in common if args[name] != told[name]] == [], line["stack"]
