@@ -1,4 +1,4 @@
-"""Ratings in: load, validate, split, synthetic data.
+"""Ratings in: load, validate, split.
 
     data = load("ml-100k")                 # or load("ratings.csv")
     split = random_split(data, seed=0)
@@ -12,28 +12,30 @@ ACM TiiS 5(4), 2015, https://doi.org/10.1145/2827872); its licence forbids redis
 fetched on first use and kept in `$MULTITASK_DATA`, by default the user's cache folder.
 """
 
+import contextlib
 import csv
+import dataclasses
 import decimal
 import functools
 import hashlib
 import io
 import itertools
-import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
 import zlib
-from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import pooch
+from pandas.api.types import union_categoricals
 
 
 def _wrong(found: str, right: str) -> ValueError:
@@ -205,11 +207,11 @@ def _cut(order: np.ndarray, test_fraction: float, validation_fraction: float) ->
     return Split(*np.split(order, [n_train, n_train + n_validation]))
 
 
-# ---------------------------------------------------------------- load
+# ---------------------------------------------------------------- reading a file
 
 
 def load(source: str | Path) -> Interactions:
-    """The ratings of a known data set ("ml-100k") or of a CSV or TSV file with a header.
+    """The ratings of a named data set (`DATASETS`) or of a CSV or TSV file with a header.
 
     A file has columns for user, item, rating and, if it likes, timestamp, under the names of
     MovieLens, RecBole or the obvious ones (`COLUMNS`, in any case and order); others are ignored.
@@ -218,22 +220,24 @@ def load(source: str | Path) -> Interactions:
     Blank lines are skipped. Of a repeated (user, item) pair the last by time stays, or without
     timestamps the last in the file, and stderr says how many went.
 
-    Raises ValueError, or FileNotFoundError when ml-100k can't be had: one line that says what is
-    wrong, where, and what would be right.
+    Raises ValueError, or FileNotFoundError when a named set can't be had: one line that says what
+    is wrong, where, and what would be right.
     """
-    if source == "ml-100k":
-        return _load_ml_100k()
-    path = Path(source)
+    if source in DATASETS:
+        return _load_named(str(source))
+    path, names = Path(source), ", ".join(map(repr, DATASETS))
     shown = str(path) if str(path).isprintable() else repr(str(path))
     if not os.path.exists(path):
-        found = f"{_short(str(source))} is neither a known data set ('ml-100k') nor a file"
-        raise _wrong(found, "'ml-100k' or the path of a CSV or TSV file")
+        found = f"{_short(str(source))} is neither a known data set ({names}) nor a file"
+        raise _wrong(found, f"{names} or the path of a CSV or TSV file")
     if not path.is_file():
         raise _wrong(f"{shown} is a folder or a device", "a CSV or TSV file")
     try:
-        return _read_table(path, shown)
+        with path.open("rb") as file:
+            content = file.read()
     except OSError as error:
         raise _wrong(f"{shown} can't be read ({_one_line(error)})", "a readable file") from None
+    return _read_table(content, shown, path.name)
 
 
 def _say(message: str) -> None:
@@ -244,12 +248,10 @@ def _short(text: str) -> str:
     return repr(text if len(text) <= 40 else text[:37] + "...")
 
 
-def _one_line(error: Exception | str) -> str:
+def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else text[:197] + "..."
 
-
-# ---------------------------------------------------------------- load: a CSV or TSV file
 
 COLUMNS = {
     "user": ("userid", "user_id", "user", "user_id:token"),
@@ -259,48 +261,26 @@ COLUMNS = {
 }
 LONGEST_LABEL = 256  # characters; label arrays are as wide as their longest label
 DECIMAL = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
-UNDECODED = re.compile("[\udc80-\udcff]")  # what errors="surrogateescape" leaves of bad bytes
+BLOCK = 2**26  # bytes that pandas reads at a time
 
 
-class _Labels(dict[str, int]):
-    """Label -> code, in order of first appearance; a new label is checked, then numbered."""
-
-    def __missing__(self, label: str) -> int:
-        if not 0 < len(label) <= LONGEST_LABEL:
-            found = f"{_short(label)} has {len(label)} characters"
-            raise _wrong(found, f"an id of 1 to {LONGEST_LABEL}")
-        self[label] = len(self)
-        return self[label]
-
-    def numbered(self, codes: array) -> tuple[np.ndarray, np.ndarray]:
-        """(contiguous ids (n,), sorted labels); integers when every label is written as one."""
-        if all(map(_is_int64, self)):
-            labels = np.array([int(label) for label in self], dtype=np.int64)
-        else:
-            labels = np.array(list(self))
-        order = np.argsort(labels, kind="stable")
-        ids = np.empty(len(order), dtype=np.int64)
-        ids[order] = np.arange(len(order))
-        return ids[np.frombuffer(codes, dtype=np.int32)], labels[order]
+def _label(text: str) -> str:
+    if not 0 < len(text) <= LONGEST_LABEL:
+        found = f"{_short(text)} has {len(text)} characters"
+        raise _wrong(found, f"an id of 1 to {LONGEST_LABEL}")
+    return text
 
 
-def _is_int64(label: str) -> bool:
-    """Whether it is an integer written canonically: not "007", "+1", or in other digits."""
-    canonical = re.fullmatch("0|-?[1-9][0-9]{0,18}", label)
-    return canonical is not None and -(2**63) <= int(label) < 2**63
-
-
-@functools.lru_cache(maxsize=2**16)  # a file has few distinct ratings
+@functools.lru_cache(2**16)  # a file has few distinct ratings
 def _rating(text: str) -> float:
     if not DECIMAL.fullmatch(text):
         raise _wrong(f"{_short(text)} is not a number", "a finite decimal like 3.5")
-    value = array("f", [float(text)])[0]  # infinite where float32 ends
-    if not math.isfinite(value):
+    if abs(float(text)) >= 2.0**128 - 2.0**103:  # where float32 rounds to infinity
         raise _wrong(f"{_short(text)} is too large", "a rating within float32")
-    return value
+    return float(text)
 
 
-def _timestamp(text: str) -> int:
+def _time(text: str) -> int:
     if len(text) <= 18 and text.isascii() and text.isdigit():
         return int(text)
     if DECIMAL.fullmatch(text):
@@ -310,11 +290,7 @@ def _timestamp(text: str) -> int:
     raise _wrong(f"{_short(text)} is not a time", "a whole number of seconds within int64")
 
 
-def _lines(file: io.TextIOBase, shown: str) -> Iterator[str]:
-    for number, line in enumerate(file, 1):
-        if "\0" in line or (not line.isascii() and UNDECODED.search(line)):
-            raise _wrong(f"{shown}, line {number}: bytes that are no text", "UTF-8 text")
-        yield line
+CELLS = {"user": _label, "item": _label, "rating": _rating, "timestamp": _time}
 
 
 def _find_columns(header: list[str], where: str) -> dict[str, int]:
@@ -327,10 +303,10 @@ def _find_columns(header: list[str], where: str) -> dict[str, int]:
             both = f"{_short(header[positions[kind]])} and {_short(name)}"
             raise _wrong(f"{where}: columns {both} mean the same", "one of them")
         positions[kind] = position
-    for kind, names in COLUMNS.items():
-        if kind not in positions and kind != "timestamp":
+    for kind in ("user", "item", "rating"):
+        if kind not in positions:
             listed = ", ".join(map(_short, header[:8])) + ", ..." * (len(header) > 8)
-            right = " or ".join(names)
+            right = " or ".join(COLUMNS[kind])
             if all(map(DECIMAL.fullmatch, header)):
                 right = f"a header above the rows, with {right},"
             elif len(header) == 1 and (other := re.search("[;| ]|::", header[0])):
@@ -339,342 +315,359 @@ def _find_columns(header: list[str], where: str) -> dict[str, int]:
     return {kind: positions[kind] for kind in COLUMNS if kind in positions}
 
 
-def _read_table(path: Path, shown: str) -> Interactions:
-    users, items = _Labels(), _Labels()
-    rows = {"user": array("i"), "item": array("i"), "rating": array("f"), "timestamp": array("q")}
-    parsers: dict[str, Callable] = {
-        "user": users.__getitem__,
-        "item": items.__getitem__,
-        "rating": _rating,
-        "timestamp": _timestamp,
-    }
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        lines = _lines(file, shown)
-        filled = ((n, line) for n, line in enumerate(lines) if line.strip("\r\n"))
-        blank_lines, first = next(filled, (0, ""))
-        if not first:
-            raise _wrong(f"{shown} is empty", "a header and at least one row")
-        delimiter = "\t" if "\t" in first else ","
-        reader = csv.reader(itertools.chain([first], lines), delimiter=delimiter, strict=True)
-        start = blank_lines + 1  # the line where the current record begins
-        try:
-            header = next(reader)
-            positions = _find_columns(header, f"{shown}, line {start}")
-            columns = [(p, header[p], parsers[k], rows[k].append) for k, p in positions.items()]
-            start = blank_lines + reader.line_num + 1
-            for row in reader:
-                if row and len(row) != len(header):
-                    found = f"{shown}, line {start}: {len(row)} fields, not {len(header)}"
-                    raise _wrong(found, "one for each column of the header")
-                if row:
-                    for position, name, parse, append in columns:
-                        try:
-                            append(parse(row[position]))
-                        except ValueError as problem:
-                            where = f"{shown}, line {start}, column {name!r}"
-                            raise ValueError(f"{where}: {problem}") from None
-                start = blank_lines + reader.line_num + 1
-        except csv.Error as error:
-            found = f"{shown}, line {start}: {_one_line(error)}"
-            raise _wrong(found, "short fields with closed quotes") from None
-        file.seek(0)
-        sha256 = hashlib.file_digest(file.buffer, "sha256").hexdigest()
-    if not rows["rating"]:
-        raise _wrong(f"{shown} has a header but no rows", "at least one rating")
-    user_ids, user_labels = users.numbered(rows["user"])
-    item_ids, item_labels = items.numbered(rows["item"])
-    ratings = np.frombuffer(rows["rating"], dtype=np.float32)
-    timestamps = None
-    if "timestamp" in positions:
-        timestamps = np.frombuffer(rows["timestamp"], dtype=np.int64)
-    kept = _last_of_each_pair(user_ids * len(item_labels) + item_ids, timestamps)
-    if dropped := len(ratings) - len(kept):
-        by = "in the file" if timestamps is None else "by time"
+def _read_table(content: bytes, shown: str, name: str) -> Interactions:
+    """Read a file's rows, or recall what an earlier reading of the same bytes gave."""
+    sha256 = hashlib.sha256(content).hexdigest()
+    columns = _recall(sha256) if len(content) >= KEPT_FROM else None
+    if columns is None:
+        columns = _parse(content, shown)
+        if len(content) >= KEPT_FROM:
+            _keep(sha256, columns)
+    columns = {"timestamps": None, **columns}
+    if dropped := int(columns.pop("dropped")):
+        by = "in the file" if columns["timestamps"] is None else "by time"
         _say(f"{shown}: {dropped:,} repeated (user, item) rows dropped, the last {by} kept")
-        user_ids, item_ids, ratings = user_ids[kept], item_ids[kept], ratings[kept]
-        timestamps = None if timestamps is None else timestamps[kept]
-    rows_and_labels = user_ids, item_ids, ratings, timestamps, user_labels, item_labels
-    return Interactions(*rows_and_labels, item_titles=None, name=path.name, sha256=sha256)
+    return Interactions(**columns, item_titles=None, name=name, sha256=sha256)
 
 
-def _last_of_each_pair(pairs: np.ndarray, timestamps: np.ndarray | None) -> np.ndarray:
-    """Increasing row indices: of the rows of a pair the latest, among equals the last."""
-    keys = (pairs,) if timestamps is None else (timestamps, pairs)
-    order = np.lexsort(keys)  # stable: by pair, then time, then row
-    last = np.append(pairs[order[1:]] != pairs[order[:-1]], True)
-    return np.sort(order[last])
-
-
-# ---------------------------------------------------------------- load: MovieLens 100K
-
-ML_100K_SHA256 = "6cfffb52c89b05fbc3afb75f6912eeda04c81c2add0dc58e773a0ef6c8adb160"
-LARGEST_MEMBER = 2**24  # bytes; members are read in memory, never unpacked
-
-
-class _Source(NamedTuple):
-    """An archive with the rows of ml-100k, and how to fetch it into a folder."""
-
-    label: str
-    file_name: str
-    algorithm: str
-    digest: str
-    ratings_member: str
-    titles_member: str
-    fetch: Callable[[Path], None]
-
-
-def _fetch_grouplens(folder: Path) -> None:
-    pooch.get_logger().setLevel("ERROR")
-    pooch.retrieve(
-        "https://files.grouplens.org/datasets/movielens/ml-100k.zip",
-        known_hash=f"{GROUPLENS.algorithm}:{GROUPLENS.digest}",
-        path=folder,
-        fname=GROUPLENS.file_name,
-        downloader=pooch.HTTPDownloader(timeout=5, progressbar=True),
-    )
-
-
-def _fetch_wheel(folder: Path) -> None:
-    command = [sys.executable, "-m", "pip", "download", "recbole==1.2.1", "--dest", str(folder)]
-    command += ["--no-deps", "--only-binary=:all:", "--no-cache-dir", "--quiet", "--no-input"]
-    command += ["--disable-pip-version-check", "--retries=1", "--timeout=10"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=180, stdin=subprocess.DEVNULL
-    )
-    if done.returncode != 0:
-        complaints = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise OSError(f"pip download: {complaints[-1]}")
-
-
-GROUPLENS = _Source(
-    label="GroupLens",
-    file_name="ml-100k.zip",
-    algorithm="md5",
-    digest="0e33842e24a9c977be4e0107933c0723",
-    ratings_member="ml-100k/u.data",
-    titles_member="ml-100k/u.item",
-    fetch=_fetch_grouplens,
-)
-WHEEL = _Source(
-    label="the RecBole wheel",
-    file_name="recbole-1.2.1-py3-none-any.whl",
-    algorithm="sha256",
-    digest="9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407",
-    ratings_member="recbole/dataset_example/ml-100k/ml-100k.inter",
-    titles_member="recbole/dataset_example/ml-100k/ml-100k.item",
-    fetch=_fetch_wheel,
-)
-SOURCES = (GROUPLENS, WHEEL)
-
-
-def _load_ml_100k() -> Interactions:
-    """From the cache, else from each source in turn; a download lands in the cache verified."""
-    cache = Path(os.environ.get("MULTITASK_DATA") or pooch.os_cache("multitasknet"))
-    failures = []
-    for source in SOURCES:
-        path = cache / source.file_name
-        if os.path.lexists(path):
-            try:
-                data = _read_archive(source, _verified(source, path))
-            except (OSError, ValueError) as error:
-                failures.append(f"{path}: {_one_line(error)}")
-                _say(f"{failures[-1]}; not used")
-            else:
-                _say(f"ml-100k served by the cache, {path}")
-                return data
-    failures = failures or [f"{cache}: holds no copy"]
-    for source in SOURCES:
-        try:
-            cache.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=".download-", dir=cache) as folder:
-                source.fetch(Path(folder))
-                path = Path(folder, source.file_name)
-                data = _read_archive(source, _verified(source, path))
-                os.replace(path, cache / source.file_name)
-        except (OSError, ValueError, subprocess.SubprocessError) as error:
-            failures.append(f"{source.label}: {_one_line(error)}")
-        else:
-            _say(f"ml-100k served by {source.label}, kept in {cache}")
-            return data
-    raise FileNotFoundError(
-        f"ml-100k can't be had ({'; '.join(failures)}); a network, or "
-        f"{' or '.join(source.file_name for source in SOURCES)} in {cache}, "
-        "or another file by --data PATH would be right"
-    )
-
-
-def _verified(source: _Source, path: Path) -> bytes:
-    content = path.read_bytes()
-    digest = hashlib.new(source.algorithm, content, usedforsecurity=False).hexdigest()
-    if digest != source.digest:
-        raise ValueError(
-            f"corrupt or truncated: {len(content):,} bytes with {source.algorithm} {digest}, "
-            f"expected {source.digest}"
-        )
-    return content
-
-
-def _read_archive(source: _Source, content: bytes) -> Interactions:
+def _parse(content: bytes, shown: str) -> dict[str, np.ndarray]:
+    """Fields of Interactions, timestamps only where there are some, and the rows `dropped`."""
+    start, end = re.match(rb"(?:\xef\xbb\xbf)?[\r\n]*([^\r\n]*)", content).span(1)
+    delimiter = "\t" if b"\t" in content[start:end] else ","
+    records = _records(content, delimiter, shown)
+    line, header = next(records, (0, []))
+    if not header:
+        raise _wrong(f"{shown} is empty", "a header and at least one row")
+    positions = _find_columns(header, f"{shown}, line {line}")
+    first = next(records, None)
+    if first is None:
+        raise _wrong(f"{shown} has a header but no rows", "at least one rating")
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            ratings = _read_member(archive, source.ratings_member)
-            titles = _read_member(archive, source.titles_member)
-    except (zipfile.BadZipFile, zlib.error, KeyError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{source.file_name} is no archive of ml-100k ({error})") from None
-    rows = np.loadtxt(  # (n, 4): user, item, rating, timestamp
-        io.BytesIO(ratings), dtype=np.int64, delimiter="\t", comments="user_id", ndmin=2
-    )
-    user_labels, user_ids = np.unique(rows[:, 0], return_inverse=True)
-    item_labels, item_ids = np.unique(rows[:, 1], return_inverse=True)
-    order = np.lexsort((item_ids, user_ids))
-    canonical = "".join("\t".join(map(str, row)) + "\n" for row in rows[order].tolist())
-    sha256 = hashlib.sha256(canonical.encode()).hexdigest()
-    if sha256 != ML_100K_SHA256:
-        raise ValueError(f"other rows than ml-100k's: SHA-256 {sha256}, expected {ML_100K_SHA256}")
-    by_item = _parse_titles(titles, source.titles_member)
-    return Interactions(
-        user_ids,
-        item_ids,
-        rows[:, 2].astype(np.float32),
-        np.ascontiguousarray(rows[:, 3]),
-        user_labels,
-        item_labels,
-        item_titles=np.array([by_item.get(item, "") for item in item_labels.tolist()]),
-        name="ml-100k",
-        sha256=sha256,
-    )
+        blocks = list(_by_pandas(content, start, delimiter, len(header), positions))
+    except (ValueError, OverflowError):  # a bad cell, or more than pandas is trusted with here
+        records = itertools.chain([first], records)
+        blocks = list(_by_csv(records, header, positions, shown))
+    columns: dict[str, np.ndarray] = {}
+    for side in ("user", "item"):
+        ids = union_categoricals([block.pop(side) for block in blocks])
+        labels = ids.categories.to_numpy(dtype=str)
+        if all(map(_is_int64, ids.categories)):
+            labels = labels.astype(np.int64)
+        columns[f"{side}_labels"], ranks = np.unique(labels, return_inverse=True)
+        columns[f"{side}_ids"] = ranks[ids.codes]
+    columns["ratings"] = np.concatenate([block["rating"] for block in blocks], dtype=np.float32)
+    if "timestamp" in positions:
+        columns["timestamps"] = np.concatenate([block["timestamp"] for block in blocks])
+    del blocks
+    dropped = _superseded(columns)
+    for field in ("user_ids", "item_ids", "ratings", "timestamps"):
+        if dropped.size and field in columns:
+            columns[field] = np.delete(columns[field], dropped)
+    return dict(columns, dropped=np.int64(dropped.size))
 
 
-def _read_member(archive: zipfile.ZipFile, name: str) -> bytes:
-    with archive.open(name) as member:
-        content = member.read(LARGEST_MEMBER + 1)
-    if len(content) > LARGEST_MEMBER:
-        raise ValueError(f"{name} unpacks to more than {LARGEST_MEMBER:,} bytes")
-    return content
+def _by_pandas(
+    content: bytes, start: int, delimiter: str, width: int, positions: dict[str, int]
+) -> Iterator[dict]:
+    """The columns of a plain file, block by block; ValueError if it isn't one or a cell is wrong.
+
+    Plain: no quotes or blanks, and every line has `width` fields. Pandas pads short rows, cuts long
+    ones and trims blanks in silence, so the separators are compared with what they should be.
+    """
+    odd = any(byte in content for byte in b'"\0 \t\v\f' if chr(byte) != delimiter)
+    if odd or content.count(b"\r") != content.count(b"\r\n"):
+        raise ValueError("not plain")
+    separators = (delimiter * (width - 1) + "\n").encode()
+    others = bytes(set(range(256)) - set(separators))
+    types = dict.fromkeys(set(range(width)) - {positions.get("timestamp")}, "category")
+    # Pandas takes a category's texts for numbers if all are ("007", "1.0"): a first line of words.
+    words = delimiter.join("no number" if k in types else "0" for k in range(width)) + "\n"
+    start, stop = content.index(b"\n", start) + 1, len(content)
+    while content[stop - 1] in b"\r\n":
+        stop -= 1
+    while start < stop:
+        end = content.rfind(b"\n", start, min(start + BLOCK, stop)) + 1 or stop
+        block = content[start:end].rstrip(b"\r\n") + b"\n"
+        start = end
+        found = block.translate(None, delete=others)
+        if found != separators * found.count(b"\n"):
+            raise ValueError("not plain")
+        lines = io.BytesIO(words.encode() + block)
+        options = {"na_filter": False, "low_memory": False, "skip_blank_lines": False}
+        table = pd.read_csv(lines, sep=delimiter, header=None, dtype=types, **options).iloc[1:]
+        columns = {kind: table[position].values for kind, position in positions.items()}
+        for side in ("user", "item"):
+            columns[side] = columns[side].remove_categories(["no number"])
+            list(map(_label, columns[side].categories))
+        ratings = columns["rating"].remove_categories(["no number"])
+        columns["rating"] = np.array(list(map(_rating, ratings.categories)))[ratings.codes]
+        if columns.get("timestamp", np.empty(0, np.int64)).dtype != np.int64:
+            raise ValueError("not all whole numbers")
+        yield columns
 
 
-def _parse_titles(content: bytes, member: str) -> dict[int, str]:
-    """Item -> "Title (Year)", as u.item has it and ml-100k.item can be composed."""
-    if member.endswith("u.item"):
-        fields = [line.split("|") for line in content.decode("latin-1").split("\n") if line]
-        return {int(item): title for item, title, *_ in fields}
-    fields = [line.split("\t") for line in content.decode("utf-8").split("\n")[1:] if line]
-    return {  # the one film without a year is spelt "unkonwn" here, "unknown" in u.item
-        int(item): f"{title} ({year})" if year.isdigit() else "unknown"
+def _by_csv(
+    records: Iterator[tuple[int, list[str]]],
+    header: list[str],
+    positions: dict[str, int],
+    shown: str,
+) -> Iterator[dict]:
+    """The columns of any file, block by block; the first bad cell is told with its place."""
+    while True:
+        columns: dict = {kind: [] for kind in positions}
+        todo = [(p, header[p], CELLS[kind], columns[kind].append) for kind, p in positions.items()]
+        for line, row in itertools.islice(records, 2**18):
+            for position, name, parse, append in todo:
+                try:
+                    append(parse(row[position]))
+                except ValueError as problem:
+                    where = f"{shown}, line {line}, column {name!r}"
+                    raise ValueError(f"{where}: {problem}") from None
+        if not columns["user"]:
+            return
+        for side in ("user", "item"):
+            columns[side] = pd.Categorical(columns[side])
+        yield columns
+
+
+def _records(content: bytes, delimiter: str, shown: str) -> Iterator[tuple[int, list[str]]]:
+    """The header and the rows, each with the line where it begins, as Python's csv reads them."""
+    file = io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", "surrogateescape", newline="")
+
+    def lines() -> Iterator[str]:
+        for number, line in enumerate(file, 1):
+            if "\0" in line or (not line.isascii() and re.search("[\udc80-\udcff]", line)):
+                raise _wrong(f"{shown}, line {number}: bytes that are no text", "UTF-8 text")
+            yield line
+
+    reader = csv.reader(lines(), delimiter=delimiter, strict=True)
+    start, width = 1, 0
+    try:
+        for row in reader:
+            width = width or len(row)
+            if row and len(row) != width:
+                found = f"{shown}, line {start}: {len(row)} fields, not {width}"
+                raise _wrong(found, "one for each column of the header")
+            if row:
+                yield start, row
+            start = reader.line_num + 1
+    except csv.Error as error:
+        found = f"{shown}, line {start}: {_one_line(error)}"
+        raise _wrong(found, "short fields with closed quotes") from None
+
+
+def _is_int64(label: str) -> bool:
+    """Whether it is an integer written canonically: not "007", "+1", or in other digits."""
+    canonical = re.fullmatch("0|-?[1-9][0-9]{0,18}", label)
+    return canonical is not None and -(2**63) <= int(label) < 2**63
+
+
+def _superseded(columns: dict[str, np.ndarray]) -> np.ndarray:
+    """Increasing indices of the rows whose pair occurs later: in time, at equal times in order."""
+    pairs = columns["user_ids"] * len(columns["item_labels"]) + columns["item_ids"]
+    ordered = np.sort(pairs)
+    repeated = ordered[1:][ordered[1:] == ordered[:-1]]
+    if not repeated.size:
+        return repeated
+    rows = np.flatnonzero(pd.Series(pairs).isin(repeated))
+    times = columns["timestamps"][rows] if "timestamps" in columns else rows
+    rows = rows[np.lexsort((times, pairs[rows]))]  # stable: by pair, then time, then row
+    return np.sort(rows[:-1][pairs[rows[1:]] == pairs[rows[:-1]]])
+
+
+# ---------------------------------------------------------------- what is kept of large files
+
+KEPT_FROM = 2**24  # bytes of a file whose arrays are kept: a smaller one is read as fast
+KEPT_BYTES = 2**31  # of all that is kept; the longest unused goes first
+
+
+def _folder() -> Path:
+    """For downloads and arrays."""
+    return Path(os.environ.get("MULTITASK_DATA") or pooch.os_cache("multitasknet"))
+
+
+def _arrays_path(sha256: str) -> Path:
+    """An edited reader never meets another's arrays: its own hash is in the name."""
+    reader = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+    return _folder() / f"rows-{sha256}-{reader[:16]}.npz"
+
+
+def _recall(sha256: str) -> dict[str, np.ndarray] | None:
+    try:
+        path = _arrays_path(sha256)
+        with np.load(path) as arrays:
+            columns = dict(arrays)  # each array's checksum is compared
+        os.utime(path)
+        return columns
+    except Exception:  # not there, or damaged in whatever way: the file itself is at hand
+        return None
+
+
+def _keep(sha256: str, columns: dict[str, np.ndarray]) -> None:
+    """Write the arrays, whole or not at all; a folder that can't be written is no error."""
+    room = KEPT_BYTES - sum(array.nbytes for array in columns.values())
+    if room < 0:
+        return
+    with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+        path = _arrays_path(sha256)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for kept in sorted(path.parent.glob("rows-*"), key=os.path.getmtime, reverse=True):
+            room -= kept.stat().st_size
+            if room < 0:
+                kept.unlink()
+        file = tempfile.NamedTemporaryFile(prefix="rows-", dir=path.parent, delete=False)
+        stack.callback(Path(file.name).unlink, missing_ok=True)
+        with file:
+            np.savez(file, **columns)
+        os.replace(file.name, path)
+
+
+# ---------------------------------------------------------------- named data sets
+
+
+def _pip(requirement: str, output: str, _: object) -> None:
+    """A downloader for pooch that asks the package index for a wheel."""
+    command = [sys.executable, "-m", "pip", "download", requirement, "--no-deps", "--quiet"]
+    command += ["--only-binary=:all:", "--no-cache-dir", "--no-input", "--timeout=10"]
+    command += ["--disable-pip-version-check", "--retries=1"]
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [*command, "--dest", folder],
+            capture_output=True,
+            text=True,
+            timeout=180,
+            stdin=subprocess.DEVNULL,
+        )
+        if done.returncode != 0:
+            complaints = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+            raise OSError(f"pip download: {complaints[-1]}")
+        (wheel,) = Path(folder).iterdir()
+        shutil.copyfile(wheel, output)
+
+
+def _grouplens_titles(content: bytes) -> dict[str, str]:
+    fields = [line.split("|") for line in content.decode("latin-1").split("\n") if line]
+    return {item: title for item, title, *_ in fields}
+
+
+def _recbole_titles(content: bytes) -> dict[str, str]:
+    fields = [line.split("\t") for line in content.decode().split("\n")[1:] if line]
+    return {  # the one film without a year is spelt "unkonwn" here, "unknown" by GroupLens
+        item: f"{title} ({year})" if year.isdigit() else "unknown"
         for item, title, year, *_ in fields
     }
 
 
-# ---------------------------------------------------------------- synthetic data
+@dataclass(frozen=True)
+class Source:
+    """A zip archive with the ratings of a data set, and how to get it."""
 
-N_TASTES = 8  # kinds of users
-TASTE_DIMENSIONS = 4
+    label: str
+    address: str
+    file_name: str  # in the cache folder
+    known_hash: str  # algorithm:digest
+    ratings: str  # the member with a table as `load` reads it,
+    header: bytes  # but for this first line
+    titles: str  # the member with titles
+    read_titles: Callable[[bytes], dict[str, str]]  # item label -> "Title (Year)"
+    downloader: Callable = pooch.HTTPDownloader(timeout=5, progressbar=True)
 
 
-def synthetic(
-    n_users: int = 200, n_items: int = 300, n_interactions: int = 8000, seed: int = 0
-) -> Interactions:
-    """Seeded interactions with planted structure: ranking and rating share one affinity.
+@dataclass(frozen=True)
+class Dataset:
+    """A data set with a name: what its rows must be, where to get it, whom to thank."""
 
-    A user has one of 8 tastes t_g, an item a vector v_j, and their affinity is
-    s_gj = t_g·v_j / |t_g| (standard deviation 1). Pairs are drawn without repeats with
-    p(j | g) ∝ popularity_j exp(1.5 s_gj), popularity Zipf-like; ratings are
-    2.8 + b_u + b_j + s_gj + noise (0.5), rounded and clipped to 1..5. So popularity and
-    biases explain a part of both tasks, the affinity most of the rest. Every user and every item
-    occurs; rows are in order of time.
+    sha256: str  # of `canonical_rows`
+    sources: tuple[Source, ...]  # tried in this order, after those in the cache folder
+    about: str  # reference and licence, said when it is downloaded
 
-    Raises ValueError unless max(n_users, n_items) ≤ n_interactions ≤ n_users n_items.
-    """
-    if min(n_users, n_items) < 1:
-        raise _wrong(f"{n_users} users and {n_items} items", "at least 1 of each")
-    if not max(n_users, n_items) <= n_interactions <= n_users * n_items:
-        found = f"{n_interactions} interactions of {n_users} users and {n_items} items"
-        raise _wrong(found, f"{max(n_users, n_items)} to {n_users * n_items}")
-    rng = np.random.default_rng(seed)
-    tastes = rng.permutation(np.arange(n_users) % N_TASTES)  # (n_users,)
-    directions = rng.normal(size=(N_TASTES, TASTE_DIMENSIONS))
-    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    affinity = directions @ rng.normal(size=(TASTE_DIMENSIONS, n_items))  # (N_TASTES, n_items)
-    popularity = rng.permutation(1 / (np.arange(n_items) + 10))
-    weights = popularity * np.exp(1.5 * affinity)  # (N_TASTES, n_items)
-    degrees = _draw_degrees(rng, n_users, n_items, n_interactions)
-    pairs = _draw_pairs(rng, degrees, tastes, weights)
-    rng.shuffle(pairs)
-    user_ids, item_ids = np.divmod(pairs, n_items)
-    del pairs
-    # Items nobody drew take the place of rows whose item occurs in an earlier row.
-    first_rows = np.full(n_items, -1)
-    first_rows[item_ids[::-1]] = np.arange(n_interactions)[::-1]
-    absent = np.flatnonzero(first_rows < 0)
-    if absent.size:
-        spare = np.ones(n_interactions, dtype=bool)
-        spare[first_rows[first_rows >= 0]] = False
-        item_ids[rng.choice(np.flatnonzero(spare), absent.size, replace=False)] = absent
-    user_bias, item_bias = rng.normal(0, 0.4, n_users), rng.normal(0, 0.4, n_items)
-    ratings = rng.standard_normal(n_interactions, dtype=np.float32)
-    ratings *= 0.5
-    ratings += (2.8 + user_bias.astype(np.float32))[user_ids]
-    ratings += (affinity + item_bias).astype(np.float32)[tastes[user_ids], item_ids]
-    np.clip(np.rint(ratings, out=ratings), 1, 5, out=ratings)
-    timestamps = 1_000_000_000 + np.cumsum(rng.integers(0, 60, n_interactions))
-    digest = hashlib.sha256()
-    for values in (user_ids, item_ids, ratings, timestamps):
-        digest.update(values)
-    return Interactions(
-        user_ids,
-        item_ids,
-        ratings,
-        timestamps,
-        user_labels=np.arange(1, n_users + 1),
-        item_labels=np.arange(1, n_items + 1),
-        item_titles=None,
-        name="synthetic",
-        sha256=digest.hexdigest(),
+
+DATASETS = {
+    "ml-100k": Dataset(
+        sha256="6cfffb52c89b05fbc3afb75f6912eeda04c81c2add0dc58e773a0ef6c8adb160",
+        sources=(
+            Source(
+                "GroupLens",
+                "https://files.grouplens.org/datasets/movielens/ml-100k.zip",
+                "ml-100k.zip",
+                "md5:0e33842e24a9c977be4e0107933c0723",
+                ratings="ml-100k/u.data",
+                header=b"user\titem\trating\ttimestamp\n",
+                titles="ml-100k/u.item",
+                read_titles=_grouplens_titles,
+            ),
+            Source(
+                "the RecBole wheel",
+                "recbole==1.2.1",
+                "recbole-1.2.1-py3-none-any.whl",
+                "sha256:9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407",
+                ratings="recbole/dataset_example/ml-100k/ml-100k.inter",
+                header=b"",
+                titles="recbole/dataset_example/ml-100k/ml-100k.item",
+                read_titles=_recbole_titles,
+                downloader=_pip,
+            ),
+        ),
+        about="MovieLens 100K is GroupLens' (Harper and Konstan, ACM TiiS 5(4), 2015, "
+        "https://doi.org/10.1145/2827872); its licence forbids redistribution",
+    )
+}
+LARGEST_MEMBER = 2**30  # bytes; members are read in memory, never unpacked
+
+
+def canonical_rows(data: Interactions) -> bytes:
+    """user, item, rating and time in tab-separated lines, sorted by user and item."""
+    order = np.lexsort((data.item_ids, data.user_ids))
+    users, items = data.user_labels[data.user_ids], data.item_labels[data.item_ids]
+    ratings = np.array([f"{rating:g}" for rating in data.ratings.tolist()])
+    columns = [users, items, ratings] + ([] if data.timestamps is None else [data.timestamps])
+    rows = zip(*(column[order].tolist() for column in columns), strict=True)
+    return "".join("\t".join(map(str, row)) + "\n" for row in rows).encode()
+
+
+def _load_named(name: str) -> Interactions:
+    """From the cache folder, else from each source in turn; pooch keeps only what has the hash."""
+    dataset, folder, failures = DATASETS[name], _folder(), []
+    pooch.get_logger().setLevel("ERROR")
+    for source in sorted(dataset.sources, key=lambda s: not (folder / s.file_name).exists()):
+        path = folder / source.file_name
+        here = path.exists()
+        try:
+            pooch.retrieve(
+                source.address,
+                source.known_hash,
+                source.file_name,
+                folder,
+                downloader=source.downloader,
+            )
+            data = _read_archive(name, source, path)
+        except (OSError, ValueError, subprocess.SubprocessError) as error:
+            damaged = f"{path} is damaged, " if here else ""
+            failures.append(f"{damaged}{source.label}: {_one_line(error)}")
+        else:
+            _say(f"{name} served by {path}" + ("" if here else f"; {dataset.about}"))
+            return data
+    raise FileNotFoundError(
+        f"{name} can't be had ({'; '.join(failures)}); a network, or "
+        f"{' or '.join(source.file_name for source in dataset.sources)} in {folder}, "
+        "or another file by --data PATH would be right"
     )
 
 
-def _draw_degrees(rng: np.random.Generator, n_users: int, n_items: int, n: int) -> np.ndarray:
-    """Rows of each user (n_users,): log-normal, from 1 to n_items, n in all."""
-    shares = rng.lognormal(0, 1, n_users)
-    extra = (n - n_users) * shares / shares.sum()
-    degrees = np.minimum(1 + extra.astype(np.int64), n_items)
-    while missing := n - int(degrees.sum()):
-        room = np.flatnonzero(degrees < n_items)
-        degrees[rng.choice(room, min(missing, len(room)), replace=False)] += 1
-    return degrees
-
-
-def _draw_pairs(
-    rng: np.random.Generator, degrees: np.ndarray, tastes: np.ndarray, weights: np.ndarray
-) -> np.ndarray:
-    """Distinct pairs user·n_items + item, `degrees[user]` for each user, sorted.
-
-    A few rounds of inverse-CDF draws with repeats thrown away serve nearly everyone; users who
-    want most of the catalogue get their rest by Gumbel top-k over the items they lack.
-    """
-    n_users, n_items = len(degrees), weights.shape[1]
-    cumulative = np.cumsum(weights, axis=1)
-    pairs = np.empty(0, dtype=np.int64)
-    missing = degrees
-    for _ in range(6):
-        drawn = [pairs]
-        for taste in range(N_TASTES):
-            members = np.flatnonzero(tastes == taste)
-            users = np.repeat(members, missing[members])
-            points = rng.random(len(users)) * cumulative[taste, -1]
-            items = np.searchsorted(cumulative[taste], points, side="right")
-            drawn.append(users * n_items + np.minimum(items, n_items - 1))
-        pairs = np.sort(np.concatenate(drawn))
-        pairs = pairs[np.append(True, pairs[1:] != pairs[:-1])]
-        missing = degrees - np.bincount(pairs // n_items, minlength=n_users)
-    rest = [pairs]
-    starts = np.searchsorted(pairs, np.arange(n_users + 1) * n_items)
-    for user in np.flatnonzero(missing):
-        keys = np.log(weights[tastes[user]]) + rng.gumbel(size=n_items)
-        keys[pairs[starts[user] : starts[user + 1]] % n_items] = -np.inf
-        best = np.argpartition(keys, n_items - missing[user])[n_items - missing[user] :]
-        rest.append(user * n_items + best)
-    return np.sort(np.concatenate(rest))
-
-
-DATASETS = {"ml-100k": None}
+def _read_archive(name: str, source: Source, path: Path) -> Interactions:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for member in (source.ratings, source.titles):
+                if archive.getinfo(member).file_size > LARGEST_MEMBER:
+                    raise ValueError(f"{member} unpacks to more than {LARGEST_MEMBER:,} bytes")
+            ratings, titles = archive.read(source.ratings), archive.read(source.titles)
+    except (zipfile.BadZipFile, zlib.error, KeyError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{source.file_name} is no archive of {name} ({error})") from None
+    data = _read_table(source.header + ratings, source.ratings, name)
+    sha256 = hashlib.sha256(canonical_rows(data)).hexdigest()
+    expected = DATASETS[name].sha256
+    if sha256 != expected:
+        raise ValueError(f"other rows than {name}'s: SHA-256 {sha256}, expected {expected}")
+    by_item = source.read_titles(titles)
+    item_titles = np.array([by_item.get(str(label), "") for label in data.item_labels])
+    return dataclasses.replace(data, item_titles=item_titles, sha256=sha256)

@@ -32,9 +32,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-import train
+import run_folder
 from arguments import Parser, number
-from data import load, random_split, synthetic
+from checks.synthetic import synthetic
+from data import load, random_split
 from evaluation import Evaluator
 from models import MultiTaskNet
 from multitask import Stack
@@ -53,7 +54,7 @@ def record(kind: str, device: str, values: dict) -> dict:
         "date": datetime.date.today().isoformat(),
         "hardware": torch.cuda.get_device_name() if device.startswith("cuda") else processor,
         "threads": torch.get_num_threads(),
-        **train.provenance(),
+        **run_folder.provenance(),
         **values,
     }
 
@@ -111,19 +112,18 @@ class StackLoop:
     def __init__(
         self, data, rows, runs=1, batch_size=256, shared_dims=DIM, device="cpu", **options
     ):
-        net = MultiTaskNet(data.n_users, data.n_items, DIM, shared_dims, seeds=range(runs))
+        net = MultiTaskNet(data.n_users, data.n_items, shared_dims=shared_dims, seeds=range(runs))
         weights = [0.99] * runs, [0.01] * runs
         columns = data.user_ids, data.item_ids, data.ratings
         trained = np.tile(rows, (runs, 1))
         options |= {"batch_size": batch_size}
         self.stack = Stack(net.to(device), *columns, trained, range(runs), *weights, **options)
         self.net, self.runs, self.epoch = self.stack.net, runs, 0
-        if options.get("compile"):
-            self.stack.warm_up()
+        self.stack.prepare()
 
     def step(self) -> None:
         """One step, so that the first counted epoch finds its memory allocated."""
-        self.stack._step(*next(self.stack.batches(0)))
+        self.stack.step(next(self.stack.batches(0)))
 
     def __call__(self) -> float:
         epoch, self.epoch = self.epoch, self.epoch + 1

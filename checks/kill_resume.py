@@ -32,7 +32,8 @@ from tqdm import tqdm
 
 import train
 from arguments import Parser, number
-from data import Interactions, synthetic
+from checks.synthetic import synthetic
+from data import Interactions
 
 
 def write_ratings(path: Path, data: Interactions) -> None:

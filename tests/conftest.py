@@ -11,15 +11,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from small import run_train
 
-import data
 from checks.kill_resume import write_ratings
+from checks.synthetic import synthetic
 
 torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def planted():
-    return data.synthetic(n_users=120, n_items=150, n_interactions=4000, seed=1)
+    return synthetic(n_users=120, n_items=150, n_interactions=4000, seed=1)
 
 
 @pytest.fixture(scope="session")

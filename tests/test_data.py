@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import data
-from experiments import fuzz_data
+from checks import fuzz_data
+from checks.synthetic import synthetic
 
 HEADER = "userId,movieId,rating,timestamp\n"
 
@@ -89,7 +90,7 @@ def test_interactions_are_read_only_and_tell_what_they_are():
 
 
 def test_random_split_is_the_reports_permutation():
-    rows = data.synthetic(200, 300, 8000)
+    rows = synthetic(200, 300, 8000)
     split = data.random_split(rows, seed=3, validation_fraction=0.1)
     permutation = np.random.RandomState(3).permutation(8000)
     np.testing.assert_array_equal(split.train, permutation[:6800])
@@ -111,7 +112,7 @@ def test_random_split_is_the_reports_permutation():
 def test_a_split_is_always_a_partition_with_a_train_and_a_test_part(
     n, seed, test_fraction, validation_fraction
 ):
-    rows = data.synthetic(1, n, n)
+    rows = synthetic(1, n, n)
     for make in (
         lambda *a: data.random_split(rows, seed, *a),
         lambda *a: data.temporal_split(rows, *a),
@@ -161,7 +162,7 @@ def test_split_refuses_bad_seeds_bad_fractions_and_empty_parts(seed, fractions, 
 
 @pytest.mark.parametrize("make", [lambda rows: data.random_split(rows, 0), data.temporal_split])
 def test_validation_folds_are_disjoint_parts_of_the_training_part(make):
-    split = make(data.synthetic(50, 60, 2000))
+    split = make(synthetic(50, 60, 2000))
     folds = data.validation_folds(split, 4, seed=1)
     held_out = np.concatenate([fold.validation for fold in folds])
     assert len(folds) == 4 and len(np.unique(held_out)) == len(held_out) == 4 * len(split.test)
@@ -174,7 +175,7 @@ def test_validation_folds_are_disjoint_parts_of_the_training_part(make):
 
 
 def test_validation_folds_follow_their_seed_alone():
-    split = data.random_split(data.synthetic(50, 60, 2000), 0)
+    split = data.random_split(synthetic(50, 60, 2000), 0)
     first, again, other = (data.validation_folds(split, 2, seed)[1] for seed in (1, 1, 2))
     np.testing.assert_array_equal(first.train, again.train)
     np.testing.assert_array_equal(first.validation, again.validation)
@@ -183,7 +184,7 @@ def test_validation_folds_follow_their_seed_alone():
 
 @pytest.mark.parametrize("folds, validation_fraction", [(0, 0), (19, 0), (2, 0.05)])
 def test_validation_folds_refuse_what_they_cannot_hold_out(folds, validation_fraction):
-    split = data.random_split(data.synthetic(50, 60, 2000), 0, 0.05, validation_fraction)
+    split = data.random_split(synthetic(50, 60, 2000), 0, 0.05, validation_fraction)
     with pytest.raises(ValueError, match=f"{folds} folds of 100 rows"):
         data.validation_folds(split, folds)
 
@@ -499,7 +500,7 @@ def test_a_failing_pip_is_reported_by_its_last_line(tmp_path, monkeypatch):
 
 
 def test_synthetic_is_reproducible_and_seeded():
-    first, again, other = data.synthetic(seed=1), data.synthetic(seed=1), data.synthetic(seed=2)
+    first, again, other = synthetic(seed=1), synthetic(seed=1), synthetic(seed=2)
     assert first.sha256 == again.sha256 != other.sha256
     np.testing.assert_array_equal(first.ratings, again.ratings)
 
@@ -508,7 +509,7 @@ def test_synthetic_is_reproducible_and_seeded():
     "sizes", [(200, 300, 8000), (1, 7, 7), (7, 1, 7), (5, 4, 20), (30, 30, 30), (40, 50, 1900)]
 )
 def test_synthetic_has_the_sizes_asked_for_with_every_user_and_item(sizes):
-    made = data.synthetic(*sizes, seed=5)  # Interactions checks ids and repeats
+    made = synthetic(*sizes, seed=5)  # Interactions checks ids and repeats
     assert (made.n_users, made.n_items, len(made)) == sizes
     assert set(np.unique(made.ratings)) <= {1, 2, 3, 4, 5}
     assert (np.diff(made.timestamps) >= 0).all()
@@ -517,11 +518,11 @@ def test_synthetic_has_the_sizes_asked_for_with_every_user_and_item(sizes):
 @pytest.mark.parametrize("sizes", [(0, 5, 5), (5, 4, 21), (5, 4, 4), (5, -1, 3)])
 def test_synthetic_refuses_impossible_sizes(sizes):
     with pytest.raises(ValueError, match="would be right"):
-        data.synthetic(*sizes)
+        synthetic(*sizes)
 
 
 def test_synthetic_plants_one_taste_in_ranking_and_rating_beyond_popularity_and_biases():
-    made = data.synthetic(400, 200, 16000, seed=0)
+    made = synthetic(400, 200, 16000, seed=0)
     split = data.random_split(made, seed=0, test_fraction=0.1)
     users, items = made.user_ids, made.item_ids
     residuals = made.ratings.astype(float)

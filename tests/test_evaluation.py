@@ -14,7 +14,6 @@ from evaluation import (
     Evaluator,
     FullRanking,
     Metric,
-    NonFinite,
     baselines,
     fit_biases,
     mean_squared_error,
@@ -214,13 +213,15 @@ def test_metrics_by_hand():
 
 @pytest.mark.parametrize("chunk", [3, 1000])
 @pytest.mark.parametrize("item", [0, 2, 5], ids=["test", "seen", "other"])
-def test_nan_raises_and_names_the_run(item, chunk):
+def test_a_nan_score_makes_its_runs_ranks_nan_and_no_others(item, chunk):
     ranking = FullRanking(8, [[3, 0]] * 3, [[0, 1]] * 3, [[3]] * 3, [[2]] * 3, chunk=chunk)
     scores = torch.zeros(3, 4, 8)
-    for run, runs in ((1, r"\[1\]"), (0, r"\[0, 1\]")):
+    whole = ranking.ranks(fixed(scores))
+    for run, kept in ((1, [0, 2]), (0, [2])):
         scores[run, 3, item] = math.nan
-        with pytest.raises(NonFinite, match=rf"run\(s\) {runs}$"):
-            ranking.ranks(fixed(scores))
+        ranks = ranking.ranks(fixed(scores))
+        assert ranks.isnan().all(1).tolist() == [r not in kept for r in range(3)]
+        assert ranks[kept].equal(whole[kept])
 
 
 def test_scores_may_be_a_transposed_view_with_gradients():
@@ -354,13 +355,13 @@ def test_the_evaluator_computes_every_metric_one_added_too_of_the_members_mean(c
         assert result == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_evaluator_names_every_run_that_predicts_no_number():
-    net = ByHeart()
+def test_a_run_that_predicts_no_number_has_no_such_metric_and_spoils_no_other():
+    whole, net = Evaluator(*BY_HEART, members=2)(ByHeart()), ByHeart()
     net.scores[1, 2] = math.nan
     net.rated[3] = math.inf
-    with pytest.raises(NonFinite) as raised:
-        Evaluator(*BY_HEART, members=2)(net)
-    assert raised.value.runs == {0: "catalogue scores", 1: "predicted ratings"}
+    first, second = Evaluator(*BY_HEART, members=2)(net)
+    assert math.isnan(first["mrr"]) and first["mse"] == whole[0]["mse"]
+    assert second["mrr"] == whole[1]["mrr"] and not math.isfinite(second["mse"])
 
 
 @pytest.mark.parametrize("clip", [False, True])

@@ -1,10 +1,10 @@
 """What went wrong in the report: its code's faults, switched on one at a time.
 
-    python -m experiments.faults            # five variants, 3 seeds, 200 epochs each
+    python -m study.faults            # five variants, 3 seeds, 200 epochs each
 
 None of this is in the main path: a stack whose losses carry the fault trains as any other, and
-is evaluated as any other. A line a run goes to results/study.jsonl, where `plot.py --study` sets
-the curves beside the published levels. Variants that stand there already are left alone.
+is evaluated as any other. A line a run goes to results/study.jsonl, where `python -m study.report`
+sets the curves beside the published levels. Variants that stand there already are left alone.
 
   batch product   the score (Q[items] @ U[users].T).sum(1) multiplies an item with the sum of
                   every user in the batch, not with its own user
@@ -13,7 +13,6 @@ the curves beside the published levels. Variants that stand there already are le
                   every rating of the batch, and the best answer is the global mean
 """
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -26,13 +25,10 @@ from tqdm import tqdm
 from arguments import Parser, number, seed_list
 from data import load, random_split
 from evaluation import Evaluator
-from experiments.study import Results
 from models import MultiTaskNet
-from multitask import Stack, sigmoid_loss
-from train import provenance
-
-FAULTS = ("batch product", "dropped biases", "broadcast MSE")
-VARIANTS = {"none": (), **{fault: (fault,) for fault in FAULTS}, "all three": FAULTS}
+from multitask import Batch, Stack, sigmoid_loss
+from study.design import DATA, METRICS, VARIANTS
+from study.records import Results, provenance
 
 
 class FaultyStack(Stack):
@@ -40,8 +36,9 @@ class FaultyStack(Stack):
 
     faults: tuple[str, ...] = ()
 
-    def losses(self, users, items, negatives, ratings) -> tuple[Tensor, Tensor]:
+    def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         net = self.net
+        users, items, ratings, negatives = batch[:4]
         u, q = net.rows(net.users, users), net.rows(net.items, items)
         other = net.rows(net.items, negatives)
         by = u.sum(1, keepdim=True).expand_as(u) if "batch product" in self.faults else u
@@ -56,7 +53,7 @@ class FaultyStack(Stack):
         return sigmoid_loss(*scores), error.square().mean(1)
 
 
-def run_variant(name: str, seeds: list[int], epochs: int, source: str = "ml-100k") -> list[dict]:
+def run_variant(name: str, seeds: list[int], epochs: int, source: str = DATA) -> list[dict]:
     """The report's recipe, shared at 0.99/0.01, with the variant's faults: a line a seed."""
     data = load(source)
     splits = [random_split(data, seed) for seed in seeds]
@@ -64,7 +61,7 @@ def run_variant(name: str, seeds: list[int], epochs: int, source: str = "ml-100k
     net = MultiTaskNet(data.n_users, data.n_items, seeds=seeds)
     rows = np.stack([split.train for split in splits])
     stack = FaultyStack(net, data.user_ids, data.item_ids, data.ratings, rows, seeds, *weights)
-    stack.faults, stack.plain = VARIANTS[name], False  # the written-out step knows no faults
+    stack.faults = VARIANTS[name]
     tests = np.stack([split.test for split in splits])
     evaluate = Evaluator(data.user_ids, data.item_ids, data.ratings, tests, rows)
     curves: list[dict] = [{} for _ in seeds]
@@ -73,35 +70,34 @@ def run_variant(name: str, seeds: list[int], epochs: int, source: str = "ml-100k
         losses = stack.run_epoch(epoch)
         for run, metrics in enumerate(evaluate(net)):
             row = {key: value[run].item() for key, value in losses.items()}
-            row |= {key: metrics[key] for key in ("mrr", "mse")}
+            row |= {key: metrics[key] for key in METRICS}
             for key, value in row.items():
                 curves[run].setdefault(key, []).append(float(f"{value:.4g}"))
-    fixed = dict(experiment="faults", stack=f"faults {name}", fault=name, epochs=epochs)
-    seconds = time.perf_counter() - start  # of the stack, evaluation included
-    fixed |= dict(seconds=seconds, device="cpu", **provenance())
+    line = {"experiment": "faults", "stack": f"faults {name}", "fault": name, "data": source}
+    line |= {"lambda_f": 0.99, "lambda_r": 0.01, "weighting": "fixed", "epochs": epochs}
+    line |= {"seconds": time.perf_counter() - start, "device": "cpu"} | provenance()
+    lasts = [{metric: curve[metric][-1] for metric in METRICS} for curve in curves]
     return [
-        {**fixed, "seed": seed, "mrr": curve["mrr"][-1], "mse": curve["mse"][-1], "curves": curve}
-        for seed, curve in zip(seeds, curves, strict=True)
+        {**line, "seed": seed, **last, "curves": curve}
+        for seed, last, curve in zip(seeds, lasts, curves, strict=True)
     ]
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser(prog="python -m experiments.faults", description=__doc__)
+    parser = Parser(prog="python -m study.faults", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("results/study.jsonl"))
     parser.add_argument("--seeds", type=seed_list, default=[0, 1, 2], help="seeds (0-2)")
     parser.add_argument("--epochs", type=number(int, 1), default=200, help="epochs (200)")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     want = {"runs": len(args.seeds), "epochs": args.epochs}
-    expected = {f"faults {name}": want for name in VARIANTS}
     try:
-        results = Results(args.out, expected)
+        results = Results(args.out, {f"faults {name}": want for name in VARIANTS})
     except (ValueError, OSError) as error:
         parser.error(str(error))
     for name in VARIANTS:
         if f"faults {name}" not in results.done:
-            lines = run_variant(name, args.seeds, args.epochs)
-            results.append("".join(json.dumps(line) + "\n" for line in lines))
+            results.append(run_variant(name, args.seeds, args.epochs))
     return 0
 
 

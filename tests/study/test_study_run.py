@@ -1,4 +1,4 @@
-"""The study's bookkeeping: whole stacks only, and nothing on record is ever thrown away."""
+"""study/run.py, faults.py: every arm once; killed at any moment, it ends with the same lines."""
 
 import json
 import subprocess
@@ -10,66 +10,41 @@ import numpy as np
 import pytest
 
 from data import load
-from experiments import faults, study
-from experiments.study import Results, as_text, main, plan
+from study import faults, run
+from study.design import PLANNED, VARIANTS, plan
+from study.records import as_text
 
-ROOT = Path(__file__).parents[1]
-
-
-def lines(stack: str, n: int, of: int = 3, epochs: int = 1) -> str:
-    rows = [dict(stack=stack, seed=seed, stack_size=of, epochs=epochs) for seed in range(n)]
-    return as_text(rows)
-
-
-WANT = {name: {"runs": 3, "epochs": 1} for name in "ab"}
-
-
-@pytest.mark.parametrize("torn", ['{"stack": "b", "se', ""])
-def test_whole_stacks_are_done_and_a_torn_one_is_done_again(tmp_path, torn):
-    path = tmp_path / "study.jsonl"
-    path.write_text(lines("a", 3) + lines("b", 2) + torn)
-    results = Results(path, WANT)
-    assert results.done == {"a"} and path.read_text() == lines("a", 3)
-    results.append(lines("b", 3))
-    assert Results(path, WANT).done == {"a", "b"}
-
-
-@pytest.mark.parametrize(
-    "text", [lines("a", 10, of=10), lines("a", 3, epochs=200), lines("a", 2) + lines("b", 3)]
-)
-def test_stacks_of_another_size_are_refused_and_kept(tmp_path, text):
-    path = tmp_path / "study.jsonl"
-    path.write_text(text)
-    with pytest.raises(ValueError, match="name another file by --out"):
-        Results(path, WANT)
-    assert path.read_text() == text
+ROOT = Path(__file__).parents[2]
 
 
 def test_the_command_refuses_to_replace_what_is_on_record(tmp_path, capsys):
     path, stack = tmp_path / "study.jsonl", plan([0], 1)[0]["stack"]
-    path.write_text(lines(stack, 10, of=10, epochs=200))
+    text = as_text({"stack": stack, "stack_size": 10, "epochs": 200} for _ in range(10))
+    path.write_text(text)
     with pytest.raises(SystemExit, match="2"):
-        main(["--out", str(path), "--seeds", "0-2", "--only", "report"])
+        run.main(["--out", str(path), "--seeds", "0-2", "--only", "report"])
     assert "name another file by --out" in capsys.readouterr().err
-    assert path.read_text() == lines(stack, 10, of=10, epochs=200)
+    assert path.read_text() == text
 
 
 def test_the_plan_names_every_arm_once():
     stacks = plan(list(range(10)), 200)
     assert len({stack["stack"] for stack in stacks}) == len(stacks) == 51
     assert len({json.dumps(stack["arguments"]) for stack in stacks}) == 51
+    assert sum(stack["runs"] for stack in stacks) == 510
+    assert sum(PLANNED.values()) == 51
 
 
 def test_a_stack_goes_on_with_its_own_folder_and_replaces_another_studys(
     ratings_csv, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(study, "die_with_parent", lambda: None)
-    commands, run = [], study.train.main
-    monkeypatch.setattr(study.train, "main", lambda argv: commands.append(argv) or run(argv))
+    monkeypatch.setattr(run, "die_with_parent", lambda: None)
+    commands, real = [], run.train.main
+    monkeypatch.setattr(run.train, "main", lambda argv: commands.append(argv) or real(argv))
     small = ["--data", str(ratings_csv), "--embedding-dim", "4", "--hidden", "4", "--seeds", "0,1"]
     stack = dict(stack="a", experiment="report", protocol="report")
     for epochs in ("2", "2", "3"):
-        assert study.work(stack | {"arguments": [*small, "--epochs", epochs]}, tmp_path) == 0
+        assert run.work(stack | {"arguments": [*small, "--epochs", epochs]}, tmp_path) == 0
         lines = [json.loads(line) for line in (tmp_path / "lines.jsonl").read_text().splitlines()]
         assert [(line["seed"], line["epochs"]) for line in lines] == [
             (0, int(epochs)),
@@ -80,8 +55,7 @@ def test_a_stack_goes_on_with_its_own_folder_and_replaces_another_studys(
 
 def test_each_fault_does_to_training_what_it_did_to_the_report(ratings_csv):
     curves = {
-        name: faults.run_variant(name, [0], 30, str(ratings_csv))[0]["curves"]
-        for name in faults.VARIANTS
+        name: faults.run_variant(name, [0], 30, str(ratings_csv))[0]["curves"] for name in VARIANTS
     }
     variance = np.var(load(str(ratings_csv)).ratings)
     for name in curves:  # against every rating of the batch, the mean is the best answer
@@ -93,21 +67,11 @@ def test_each_fault_does_to_training_what_it_did_to_the_report(ratings_csv):
     assert curves["dropped biases"]["mrr"] != curves["none"]["mrr"]
 
 
-def test_every_line_on_record_says_what_made_it():
-    path = ROOT / "results/study.jsonl"
-    if not path.is_file():
-        pytest.skip("results/study.jsonl isn't there: python -m experiments.study writes it")
-    for line in map(json.loads, path.read_text().splitlines()):
-        assert line["commit"] and line["versions"]["torch"], line["stack"]
-        if line["experiment"] != "per_user":  # compared, not computed
-            assert line["device"] == "cpu", line["stack"]
-            assert line.get("train_seconds", line.get("seconds", line.get("fit_seconds"))) >= 0
-
-
 STUDY = """
 import json, sys
 from pathlib import Path
-from experiments.study import Results, run_stacks
+from study.records import Results
+from study.run import run_stacks
 out, stacks = Path(sys.argv[1]), json.loads(sys.argv[2])
 results = Results(out, {stack["stack"]: stack for stack in stacks})
 sys.exit(not run_stacks(stacks, results, out.parent / "runs", 2))
@@ -149,9 +113,9 @@ def test_killed_at_any_moment_and_started_again_it_ends_with_the_same_lines(rati
 @pytest.mark.parametrize("kept", [9, 8])
 def test_baselines_cut_short_are_done_again(tmp_path, monkeypatch, kept):
     path = tmp_path / "study.jsonl"
-    monkeypatch.setattr(study, "baseline_lines", lambda seeds: [{"stack": "baselines"}] * 9)
-    main(["--out", str(path), "--seeds", "0", "--only", "baselines"])
+    monkeypatch.setattr(run, "baseline_lines", lambda seeds: [{"stack": "baselines"}] * 9)
+    run.main(["--out", str(path), "--seeds", "0", "--only", "baselines"])
     whole = path.read_text()
     path.write_text("".join(whole.splitlines(keepends=True)[:kept]))
-    main(["--out", str(path), "--seeds", "0", "--only", "baselines"])
+    run.main(["--out", str(path), "--seeds", "0", "--only", "baselines"])
     assert path.read_text() == whole

@@ -1,11 +1,11 @@
 """How good are the specialists? One-task recommenders on the splits the joint model is tested on.
 
-    python -m experiments.baselines                                # every method, splits 0 to 4
-    python -m experiments.baselines --methods ease als --splits 0  # some methods, one split
-    python -m experiments.baselines --split temporal               # train on the past
-    python -m experiments.baselines --tune ease als                # search for their settings
+    python -m joint.baselines                                # every method, splits 0 to 4
+    python -m joint.baselines --methods ease als --splits 0  # some methods, one split
+    python -m joint.baselines --split temporal               # train on the past
+    python -m joint.baselines --tune ease als                # search for their settings
 
-The simple methods are written out here. The strong ones are the real libraries
+The simple methods are written out here or in evaluation.py. The strong ones are real libraries
 (requirements-peers.txt), each behind a few lines, on one thread, skipped where not installed.
 
 Settings are chosen by the mean over validation parts inside split 0's training part, never by its
@@ -23,26 +23,28 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # one thread
 import contextlib
 import functools
 import importlib
-import importlib.metadata
 import io
 import json
-import platform
-import statistics
 import sys
 import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
+import optuna
+import pandas as pd
 import scipy.sparse as sp
 import torch
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 import evaluation
 from arguments import Parser, seed_list
-from data import load, random_split, temporal_split, validation_folds
-from train import commit
+from data import Interactions, load, random_split, temporal_split, validation_folds
+from joint.design import SEEDS
+from study import records, stats
 
 
 class Train(NamedTuple):
@@ -54,11 +56,15 @@ class Train(NamedTuple):
     n_users: int
     n_items: int
 
-    def matrix(self, values=None):
-        """The training rows as a sparse (n_users, n_items) matrix; ones without ``values``."""
-        values = np.ones(len(self.user_ids), dtype=np.float32) if values is None else values
-        shape = (self.n_users, self.n_items)
-        return sp.csr_matrix((values, (self.user_ids, self.item_ids)), shape=shape)
+    def matrix(self):
+        """Which user has which item in training: sparse, (n_users, n_items), float32 ones."""
+        ones, shape = np.ones(len(self.user_ids), dtype=np.float32), (self.n_users, self.n_items)
+        return sp.csr_matrix((ones, (self.user_ids, self.item_ids)), shape=shape)
+
+
+def training_part(data: Interactions, rows: np.ndarray) -> Train:
+    columns = (column[rows] for column in (data.user_ids, data.item_ids, data.ratings))
+    return Train(*columns, data.n_users, data.n_items)
 
 
 class Fitted(NamedTuple):
@@ -72,8 +78,8 @@ class Fitted(NamedTuple):
 
 
 def fit_popularity(train, seed):
-    counts = np.bincount(train.item_ids, minlength=train.n_items).astype(np.float64)
-    return Fitted(scores=lambda users: np.tile(counts, (len(users), 1)))
+    scores = evaluation.popularity_scores(train.item_ids, train.n_items)
+    return Fitted(scores=lambda users: np.tile(scores, (len(users), 1)))
 
 
 def fit_global_mean(train, seed):
@@ -81,20 +87,8 @@ def fit_global_mean(train, seed):
     return Fitted(ratings=lambda users, items: np.full(len(users), mean))
 
 
-def fit_biases(train, seed, user_ridge, item_ridge, rounds=30):
-    """r = mean + a_user + b_item, least squares with a ridge on a and on b, one after the other."""
-    users, items, mean = train.user_ids, train.item_ids, train.ratings.mean(dtype=np.float64)
-    user_bias, item_bias = np.zeros(train.n_users), np.zeros(train.n_items)
-
-    def ridge_mean(ids, residuals, size, ridge):
-        sums, counts = np.bincount(ids, residuals, size), np.bincount(ids, minlength=size)
-        return sums / np.maximum(counts + ridge, 1e-12)  # no ridge, no ratings: zero
-
-    for _ in range(rounds):
-        residuals = train.ratings - mean - user_bias[users]
-        item_bias = ridge_mean(items, residuals, train.n_items, item_ridge)
-        residuals = train.ratings - mean - item_bias[items]
-        user_bias = ridge_mean(users, residuals, train.n_users, user_ridge)
+def fit_biases(train, seed, **settings):
+    mean, user_bias, item_bias = evaluation.fit_biases(*train, **settings)
     return Fitted(ratings=lambda users, items: mean + user_bias[users] + item_bias[items])
 
 
@@ -228,76 +222,66 @@ class Method(NamedTuple):
     settings: dict = {}
     space: dict = {}  # name -> list of choices, or (low, high) to draw from log-uniformly
     trials: int = 0  # settings to try, each once on every fold
-    folds: int = 4  # validation parts a trial is judged by
     first: list = []  # settings to begin with; what one leaves out is drawn
-    package: str | None = None  # on PyPI; None for what is written out here
-    module: str | None = None
+    module: str = "numpy"  # the library it needs
+    folds: int = 4  # validation parts a trial is judged by
 
 
+PACKAGES = {"lightfm": "lightfm-next"}  # module -> its name on PyPI, where it has another there
 # fmt: off
 METHODS = {
     # ranking
     "popularity": Method(fit_popularity),
     "item-knn": Method(
-        fit_item_knn, {"neighbours": 226, "shrinkage": 7.48},
-        {"neighbours": (10, 1000), "shrinkage": (0.1, 1000.0)}, 40),
+        fit_item_knn, dict(neighbours=226, shrinkage=7.48),
+        dict(neighbours=(10, 1000), shrinkage=(0.1, 1000.0)), 40),
     "ease": Method(
-        fit_ease, {"ridge": 247.0}, {"ridge": (10.0, 5000.0)}, 20, first=[{"ridge": 200.0}]),
+        fit_ease, dict(ridge=247.0), dict(ridge=(10.0, 5000.0)), 20, [dict(ridge=200.0)]),
     "als": Method(
-        fit_als, {"factors": 64, "regularization": 20.0, "alpha": 2.0, "iterations": 30},
-        {"factors": [16, 32, 64, 128], "regularization": (0.1, 100.0), "alpha": (0.5, 20.0),
-         "iterations": [10, 20, 30]}, 50,
-        first=[{"factors": 64, "regularization": 20.0, "alpha": 2.0, "iterations": 30}],
-        package="implicit", module="implicit"),
+        fit_als, dict(factors=64, regularization=20.0, alpha=2.0, iterations=30),
+        dict(factors=[16, 32, 64, 128], regularization=(0.1, 100.0), alpha=(0.5, 20.0),
+             iterations=[10, 20, 30]), 50,
+        [dict(factors=64, regularization=20.0, alpha=2.0, iterations=30)], "implicit"),
     "implicit-bpr": Method(
         fit_implicit_bpr,
-        {"factors": 128, "learning_rate": 0.00222, "regularization": 0.00139, "iterations": 260},
-        {"factors": [32, 64, 128], "learning_rate": (0.001, 0.1), "regularization": (1e-5, 0.1),
-         "iterations": (30, 400)}, 18,
-        first=[{"factors": 128, "learning_rate": 0.00222, "regularization": 0.00139,
-                "iterations": 260},
-               {"factors": 64, "learning_rate": 0.01, "regularization": 0.01, "iterations": 100}],
-        package="implicit", module="implicit"),
+        dict(factors=128, learning_rate=0.00222, regularization=0.00139, iterations=260),
+        dict(factors=[32, 64, 128], learning_rate=(0.001, 0.1), regularization=(1e-5, 0.1),
+             iterations=(30, 400)), 18,
+        [dict(factors=128, learning_rate=0.00222, regularization=0.00139, iterations=260),
+         dict(factors=64, learning_rate=0.01, regularization=0.01, iterations=100)], "implicit"),
     "cornac-bpr": Method(
-        fit_cornac_bpr, {"k": 64, "max_iter": 200, "learning_rate": 0.01, "lambda_reg": 0.01},
-        {"k": [32, 64, 128], "max_iter": (50, 400), "learning_rate": (0.005, 0.2),
-         "lambda_reg": (0.001, 0.1)}, 18,
-        first=[{"k": 32, "max_iter": 226, "learning_rate": 0.00761, "lambda_reg": 0.00555},
-               {"k": 64, "max_iter": 200, "learning_rate": 0.01, "lambda_reg": 0.01}],
-        package="cornac", module="cornac"),
+        fit_cornac_bpr, dict(k=64, max_iter=200, learning_rate=0.01, lambda_reg=0.01),
+        dict(k=[32, 64, 128], max_iter=(50, 400), learning_rate=(0.005, 0.2),
+             lambda_reg=(0.001, 0.1)), 18,
+        [dict(k=32, max_iter=226, learning_rate=0.00761, lambda_reg=0.00555),
+         dict(k=64, max_iter=200, learning_rate=0.01, lambda_reg=0.01)], "cornac"),
     "warp": Method(
-        fit_warp,
-        {"no_components": 64, "learning_rate": 0.02, "item_alpha": 0.0002, "user_alpha": 0.0002,
-         "epochs": 150},
-        {"no_components": [32, 64, 128], "learning_rate": (0.01, 0.1), "item_alpha": (1e-6, 1e-3),
-         "user_alpha": (1e-7, 1e-3), "epochs": (10, 200)}, 12,
-        first=[{"no_components": 64, "learning_rate": 0.02, "item_alpha": 0.000188,
-                "user_alpha": 0.000791, "epochs": 86},
-               {"no_components": 64, "learning_rate": 0.02, "item_alpha": 2e-4, "user_alpha": 2e-4,
-                "epochs": 150}],
-        package="lightfm-next", module="lightfm"),
+        fit_warp, dict(no_components=64, learning_rate=0.02, item_alpha=2e-4, user_alpha=2e-4,
+                       epochs=150),
+        dict(no_components=[32, 64, 128], learning_rate=(0.01, 0.1), item_alpha=(1e-6, 1e-3),
+             user_alpha=(1e-7, 1e-3), epochs=(10, 200)), 12,
+        [dict(no_components=64, learning_rate=0.02, item_alpha=0.000188, user_alpha=0.000791,
+              epochs=86),
+         dict(no_components=64, learning_rate=0.02, item_alpha=2e-4, user_alpha=2e-4,
+              epochs=150)], "lightfm"),
     # rating
     "global-mean": Method(fit_global_mean),
     "biases": Method(
-        fit_biases, {"user_ridge": 5.61, "item_ridge": 1.72},
-        {"user_ridge": (0.1, 50.0), "item_ridge": (0.1, 50.0)}, 40),
+        fit_biases, dict(user_ridge=5.61, item_ridge=1.72),
+        dict(user_ridge=(0.1, 50.0), item_ridge=(0.1, 50.0)), 40),
     "cornac-mf": Method(
-        fit_cornac_mf, {"k": 64, "max_iter": 98, "learning_rate": 0.00382, "lambda_reg": 0.0595},
-        {"k": [16, 32, 64, 128], "max_iter": (20, 300), "learning_rate": (0.002, 0.05),
-         "lambda_reg": (0.02, 0.3)}, 50,
-        first=[{"k": 64, "max_iter": 98, "learning_rate": 0.00382, "lambda_reg": 0.0595},
-               {"k": 32}],
-        package="cornac", module="cornac"),
+        fit_cornac_mf, dict(k=64, max_iter=98, learning_rate=0.00382, lambda_reg=0.0595),
+        dict(k=[16, 32, 64, 128], max_iter=(20, 300), learning_rate=(0.002, 0.05),
+             lambda_reg=(0.02, 0.3)), 50,
+        [dict(k=64, max_iter=98, learning_rate=0.00382, lambda_reg=0.0595), dict(k=32)], "cornac"),
     "fm": Method(
-        functools.partial(fit_fm, implicit_features=False), {"rank": 10, "iterations": 300},
-        {"rank": [5, 10, 20, 40], "iterations": [300]}, 4, folds=2,
-        first=[{"rank": 5}, {"rank": 10}, {"rank": 20}, {"rank": 40}],
-        package="myfm", module="myfm"),
+        functools.partial(fit_fm, implicit_features=False), dict(rank=10, iterations=300),
+        dict(rank=[5, 10, 20, 40], iterations=[300]), 4,
+        [dict(rank=rank) for rank in (5, 10, 20, 40)], "myfm", folds=2),
     "fm-implicit": Method(
-        functools.partial(fit_fm, implicit_features=True), {"rank": 32, "iterations": 300},
-        {"rank": [8, 16, 32, 64], "iterations": [300]}, 4, folds=2,
-        first=[{"rank": 8}, {"rank": 16}, {"rank": 32}, {"rank": 64}],
-        package="myfm", module="myfm"),
+        functools.partial(fit_fm, implicit_features=True), dict(rank=32, iterations=300),
+        dict(rank=[8, 16, 32, 64], iterations=[300]), 4,
+        [dict(rank=rank) for rank in (8, 16, 32, 64)], "myfm", folds=2),
 }
 # fmt: on
 
@@ -305,15 +289,24 @@ METHODS = {
 # ---- fit, test, record ----
 
 
+def package(name):
+    module = METHODS[name].module
+    return PACKAGES.get(module, module)
+
+
 def missing(name):
     """Why a method can't run here, or None. Loads its library, so that no fit's time does."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            importlib.import_module(METHODS[name].module or "numpy")
+            importlib.import_module(METHODS[name].module)
     except ImportError as error:
-        return f"{METHODS[name].package} isn't installed ({error}), see requirements-peers.txt"
+        return f"{package(name)} isn't installed ({error}), see requirements-peers.txt"
     return None
+
+
+def provenance(name):
+    return records.provenance("scipy", package(name))
 
 
 def fit_and_test(name, data, seed, train_rows, test_rows, settings):
@@ -322,11 +315,7 @@ def fit_and_test(name, data, seed, train_rows, test_rows, settings):
     Ranks are over the whole catalogue with the user's training items last; predicted ratings are
     clipped to the range of the training ratings. A metric of a task not the method's is None.
     """
-    train = Train(
-        *(column[train_rows] for column in (data.user_ids, data.item_ids, data.ratings)),
-        data.n_users,
-        data.n_items,
-    )
+    train = training_part(data, train_rows)
     test_users, test_items = data.user_ids[test_rows], data.item_ids[test_rows]
     start = time.perf_counter()
     fitted = METHODS[name].fit(train, seed, **settings)
@@ -344,117 +333,93 @@ def fit_and_test(name, data, seed, train_rows, test_rows, settings):
     return metrics
 
 
+def distribution(choices):
+    if isinstance(choices, list):
+        return CategoricalDistribution(choices)
+    kind = IntDistribution if isinstance(choices[0], int) else FloatDistribution
+    return kind(*choices, log=True)
+
+
 def tune(name, data, path):
     """Search for a method's settings: the best, by the mean over folds of split 0's training part.
 
     A search is the same every time, and takes the figures that are in `path` from there: one that
     was cut short goes on where it was.
     """
-    import optuna
-
-    method, done = METHODS[name], {identity(record): record for record in read_lines(path)}
-    folds = validation_folds(random_split(data, 0, 0.05), method.folds)
-
-    def draw(trial, key, choices):
-        if isinstance(choices, list):
-            return trial.suggest_categorical(key, choices)
-        if isinstance(choices[0], int):
-            return trial.suggest_int(key, *choices, log=True)
-        return float(f"{trial.suggest_float(key, *choices, log=True):.3g}")
-
-    def objective(trial):
-        settings = {key: draw(trial, key, choices) for key, choices in method.space.items()}
-        record = {"experiment": "baselines_tuning", "method": name, "settings": settings}
-        record |= {"split": "random", "seed": 0}
-        if identity(record) not in done:
-            lines = [
+    method, done = METHODS[name], {identity(line): line for line in records.read(path)}
+    folds = validation_folds(random_split(data, 0), method.folds)
+    space = {key: distribution(choices) for key, choices in method.space.items()}
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    sampler = optuna.samplers.TPESampler(seed=0, n_startup_trials=method.trials // 4)
+    study, tried = optuna.create_study(sampler=sampler), []
+    for settings in method.first:
+        study.enqueue_trial(settings)
+    for _ in range(method.trials):
+        trial = study.ask(space)
+        settings = {
+            key: float(f"{value:.3g}") if isinstance(value, float) else value
+            for key, value in trial.params.items()
+        }
+        line = {"experiment": "baselines_tuning", "method": name, "settings": settings}
+        line |= {"split": "random", "seed": 0}
+        if identity(line) not in done:
+            metrics = [
                 fit_and_test(name, data, seed, fold.train, fold.validation, settings)
                 for seed, fold in enumerate(folds)
             ]
             for metric in ("mrr", "mse", "fit_seconds"):  # a list, one a fold
-                record[metric] = [line[metric] for line in lines]
-            append_line(path, record | provenance(name))
-            done[identity(record)] = record
-        trial.set_user_attr("settings", settings)
-        return validation_loss(done[identity(record)])
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    sampler = optuna.samplers.TPESampler(seed=0, n_startup_trials=method.trials // 4)
-    study = optuna.create_study(sampler=sampler)
-    for settings in method.first:
-        study.enqueue_trial(settings)
-    study.optimize(objective, method.trials)
-    return study.best_trial.user_attrs["settings"]
+                line[metric] = [fold[metric] for fold in metrics]
+            done[identity(line)] = line | provenance(name)
+            records.append(path, [done[identity(line)]])
+        tried.append(done[identity(line)])
+        study.tell(trial, validation_loss(tried[-1]))
+    return min(tried, key=validation_loss)["settings"]
 
 
-def validation_loss(record):
+def validation_loss(line):
     """What the search makes small: the mean MSE over the folds, or minus the mean MRR."""
-    rates = record["mrr"][0] is None
-    return statistics.fmean(record["mse"] if rates else [-mrr for mrr in record["mrr"]])
+    rates = line["mrr"][0] is None
+    return fmean(line["mse"] if rates else [-mrr for mrr in line["mrr"]])
 
 
-def provenance(name):
-    packages = ["numpy", "scipy", "torch", *filter(None, [METHODS[name].package])]
-    versions = {package: importlib.metadata.version(package) for package in packages}
-    return {"versions": {"python": platform.python_version(), **versions}, "commit": commit()}
-
-
-def identity(record):
+def identity(line):
     """What makes one result line the same as another: a line with it isn't computed again."""
-    key = {name: record[name] for name in ("method", "settings", "split", "seed")}
+    key = {name: line[name] for name in ("method", "settings", "split", "seed")}
     return json.dumps(key, sort_keys=True)
 
 
-def read_lines(path):
-    """The records of a results file; a last line cut short by a kill is cut off the file."""
-    text = path.read_text() if path.exists() else ""
-    if text and not text.endswith("\n"):
-        text = text[: text.rfind("\n") + 1]
-        path.write_text(text)
-    return [json.loads(line) for line in text.splitlines()]
+def results_of(name, data, split, seeds, path):
+    """The result lines of a method on a kind of split, those that the file lacks computed."""
+    done = {identity(line): line for line in records.read(path)}
+    lines = []
+    for seed in seeds:
+        line = {"experiment": "baselines", "method": name, "settings": METHODS[name].settings}
+        line |= {"split": split, "seed": seed}
+        if identity(line) not in done:
+            parts = temporal_split(data) if split == "temporal" else random_split(data, seed)
+            line |= fit_and_test(name, data, seed, parts.train, parts.test, line["settings"])
+            line |= provenance(name)
+            records.append(path, [line])
+        lines.append(done.get(identity(line), line))
+    return lines
 
 
-def append_line(path, record):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write(json.dumps(record) + "\n")
+def summary(lines):
+    """Mean and standard deviation over the splits, a row a method."""
+    columns = {"mrr": 4, "mse": 4, "ndcg_at_10": 4, "recall_at_10": 4, "fit_seconds": 2}
+    rows = [
+        [name, *(f"{stats.Estimate(own[c], digits):sd}" for c, digits in columns.items())]
+        for name, own in pd.DataFrame(lines).groupby("method", sort=False)
+    ]
+    return stats.markdown_table(["method", *columns], rows)
 
 
-COLUMNS = {"mrr": 4, "mse": 4, "ndcg_at_10": 4, "recall_at_10": 4, "fit_seconds": 2}  # digits
-
-
-def summarise(records):
-    """Mean and standard deviation over the splits, one dict a method."""
-    summaries = []
-    for name in dict.fromkeys(record["method"] for record in records):
-        lines = [record for record in records if record["method"] == name]
-        summary = {"method": name, "seeds": [line["seed"] for line in lines]}
-        for metric in COLUMNS:
-            values = [line[metric] for line in lines if line[metric] is not None]
-            summary[metric] = statistics.fmean(values) if values else None
-            summary[metric + "_sd"] = statistics.stdev(values) if len(values) > 1 else None
-        summaries.append(summary)
-    return summaries
-
-
-def table(summaries):
-    lines = [f"{'method':12}" + "".join(f"{metric:>18}" for metric in COLUMNS)]
-    for summary in summaries:
-        line = f"{summary['method']:12}"
-        for metric, digits in COLUMNS.items():
-            mean, sd = summary[metric], summary[metric + "_sd"]
-            cell = "-" if mean is None else f"{mean:.{digits}f}"
-            line += f"{cell if sd is None else f'{cell} ± {sd:.{digits}f}':>18}"
-        lines.append(line)
-    return "\n".join(lines)
-
-
-def main(arguments=None):
-    names, tunable = list(METHODS), [name for name in METHODS if METHODS[name].space]
-    parser = Parser(prog="python -m experiments.baselines", description=__doc__)
+def main(argv=None):
+    tunable = [name for name in METHODS if METHODS[name].space]
+    parser = Parser(prog="python -m joint.baselines", description=__doc__)
     add = parser.add_argument
     text = "which to fit and test: %(choices)s (default: all)"
-    add("--methods", nargs="+", choices=names, default=names, metavar="METHOD", help=text)
+    add("--methods", nargs="+", choices=METHODS, default=METHODS, metavar="METHOD", help=text)
     text = "search for the settings of these, by validation, and test nothing: %(choices)s"
     add("--tune", nargs="+", choices=tunable, metavar="METHOD", help=text)
     text = "what the test part is (default: %(default)s)"
@@ -463,47 +428,28 @@ def main(arguments=None):
     add("--splits", type=seed_list, metavar="SEEDS", help=text)
     text = "folder of the result lines (default: %(default)s)"
     add("--results", type=Path, default=Path("results"), help=text)
-    options = parser.parse_args(arguments)
-    seeds = options.splits or ([0] if options.split == "temporal" else [0, 1, 2, 3, 4])
+    options = parser.parse_args(argv)
+    seeds = options.splits or seed_list("0" if options.split == "temporal" else SEEDS)
 
     torch.set_num_threads(1)
-    data = load("ml-100k")
-    chosen, result = [], []
+    try:
+        data, result = load("ml-100k"), []
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
     for name in options.tune or options.methods:
         if reason := missing(name):
             print(f"{name} skipped: {reason}", file=sys.stderr)
-        else:
-            chosen.append(name)
-
-    if options.tune:
-        for name in chosen:
+        elif options.tune:
             settings = tune(name, data, options.results / "baselines_tuning.jsonl")
             result.append({"method": name, "settings": settings})
-        print(json.dumps(result))
-        return
-
-    path = options.results / "baselines.jsonl"
-    done = {identity(record): record for record in read_lines(path)}
-    for name in chosen:
-        for seed in seeds:
-            record = {"experiment": "baselines", "method": name}
-            record |= {"settings": METHODS[name].settings, "split": options.split, "seed": seed}
-            if identity(record) not in done:
-                temporal = options.split == "temporal"
-                split = temporal_split(data, 0.05) if temporal else random_split(data, seed, 0.05)
-                rows = (split.train, split.test)
-                record |= fit_and_test(name, data, seed, *rows, record["settings"])
-                record |= provenance(name)
-                append_line(path, record)
-                done[identity(record)] = record
-            result.append(done[identity(record)])
-    print(table(summarise(result)), file=sys.stderr)
-    print(json.dumps(summarise(result)))
+        else:
+            path = options.results / "baselines.jsonl"
+            result += results_of(name, data, options.split, seeds, path)
+    if result and not options.tune:
+        print(summary(result), file=sys.stderr)
+    print(json.dumps(result))
+    return 0
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(main())

@@ -1,6 +1,6 @@
 """Does the parser ever crash, or change data silently? Odd files against an independent oracle.
 
-    python -m experiments.fuzz_data --files 10000 --seed 0
+    python -m checks.fuzz_data --files 10000 --seed 0
 
 Each file starts as a well-formed one of random make (delimiter, quotes, line ends, byte-order mark,
 extra columns, odd ids, repeated pairs) and then suffers up to three injuries, from a bad value to
@@ -236,7 +236,7 @@ def loaded_rows(loaded: data.Interactions) -> Rows:
 
 
 def main() -> None:
-    parser = Parser(prog="python -m experiments.fuzz_data", description=__doc__)
+    parser = Parser(prog="python -m checks.fuzz_data", description=__doc__)
     parser.add_argument(
         "--files", type=number(int, 1), default=10000, help="number of files (default 10000)"
     )

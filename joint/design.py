@@ -1,0 +1,141 @@
+"""One joint model against specialists: what was fixed before it ran, for the runs and the report.
+
+Protocol: MovieLens 100K, five random 95/5 splits, seeds 0 to 4. Settings are chosen by the mean
+over validation parts inside split 0's training part, ours and the specialists'; with them a method
+trains on the whole training part of each split, for the number of epochs chosen, and is tested
+once, after the last epoch. Predicted ratings are clipped to the range of the training ratings.
+
+The settings chosen stand in recipes/best.txt. An arm of the ablation is that recipe with one thing
+changed, and nothing tuned again.
+"""
+
+import shlex
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+import evaluation
+from arguments import resolve
+
+ROOT = Path(__file__).parents[1]
+SEEDS = "0-4"  # of the splits and of the models on them
+METRICS = {name: evaluation.METRICS[name].better for name in ("mrr", "mse")}  # +1: up, −1: down
+TARGETS = {"mrr": 0.152, "mse": 0.765}
+SPECIALISTS = {"ease": "mrr", "fm-implicit": "mse"}  # the best at each task, to be ahead of
+TRIALS = 30  # of the sampler in the search for the recipe
+FOLDS = 4  # validation parts of a trial; and as many again of a finalist
+FINALISTS = 6
+MEMBERS = 4  # of the ensemble, recipes/ensemble.txt
+LABELS = {
+    "best": "one joint model",
+    "ensemble": f"ensemble of {MEMBERS}",
+    "ease": "EASE",
+    "als": "implicit ALS",
+    "warp": "LightFM WARP",
+    "cornac-bpr": "Cornac BPR",
+    "implicit-bpr": "implicit BPR",
+    "item-knn": "item kNN",
+    "fm-implicit": "myFM, implicit features",
+    "fm": "myFM, one-hot",
+    "cornac-mf": "Cornac MF",
+    "global-mean": "global mean",
+}
+
+
+def label(name: str) -> str:
+    return LABELS.get(name, name)
+
+
+# ---- the ablation ----------------------------------------------------------------------------
+
+
+class Arm(NamedTuple):
+    """The recipe with one thing changed."""
+
+    changes: str = ""  # arguments after the recipe's; numbers in braces are those of `widths`
+    without: str = ""  # a flag of the recipe's that it goes without
+    against: str = "best"  # the arm that it is compared with, where that isn't the recipe
+    on_record: bool = False  # its option gave nothing and is gone: results hold its last figures
+
+
+NOTHING_LEFT_OUT = dict(without="--leave-one-out", against="nothing left out")
+BY_INTERACTION = "--batch-by interaction --batch-size 4096"
+ARMS = {
+    "best": Arm(),
+    "separate, each task as wide": Arm("--shared-dims 0"),
+    "separate, as many parameters": Arm(
+        "--shared-dims 0 --ranking-dim {ranking} --rating-dim {rating}"
+    ),
+    "all shared, as many parameters": Arm(
+        "--shared-dims {width} --ranking-dim {width} --rating-dim {width}"
+    ),
+    "ranking alone": Arm("--lambda-f 1 --lambda-r 0"),
+    "rating alone": Arm("--lambda-f 0 --lambda-r 1"),
+    "no user history": Arm(without="--user-history"),
+    "no item history": Arm(without="--item-history"),
+    "MLP for the dot product": Arm("--rating-head mlp", **NOTHING_LEFT_OUT),
+    "MLP beside the dot product": Arm(against="nothing left out", on_record=True),
+    "no biases and mean in the rating": Arm(without="--rating-biases"),
+    "nothing left out": Arm(without="--leave-one-out"),
+    "history dropout for leaving out": Arm(on_record=True),
+    "no ranking dropout": Arm("--ranking-dropout 0"),
+    "no rating dropout": Arm("--rating-dropout 0"),
+    "no weight decay": Arm("--weight-decay 0"),
+    "one weight decay": Arm("--weight-decay {decay} {decay} {decay}"),
+    "constant learning rate": Arm("--schedule constant"),
+    "averaged weights": Arm(on_record=True),
+    "batches of 4,096 interactions": Arm(BY_INTERACTION, **NOTHING_LEFT_OUT),
+    "BPR loss": Arm(
+        f"{BY_INTERACTION} --loss bpr", "--leave-one-out", "batches of 4,096 interactions"
+    ),
+    "ensemble": Arm(f"--ensemble {MEMBERS}"),
+}
+PLANNED = [name for name, arm in ARMS.items() if not arm.on_record]
+TEMPORAL = ("best", "separate, each task as wide")  # trained on the temporal split too
+
+
+def recipe(without: str = "") -> list[str]:
+    """The arguments of recipes/best.txt, without a flag."""
+    words = shlex.split((ROOT / "recipes/best.txt").read_text(), comments=True)
+    return [word for word in words if word != without]
+
+
+def widths() -> dict[str, int | str]:
+    """What arms with as many parameters, or as much decay, as the recipe have."""
+    args = resolve(recipe())
+    ranking, rating = args["ranking_dim"], args["rating_dim"]
+    width = ranking + rating - args["shared_dims"]  # a user's or item's columns, each once
+    own = round(width * ranking / (ranking + rating))
+    decay = f"{sum(args['weight_decay']) / 3:.3g}"
+    return dict(width=width, ranking=own, rating=width - own, decay=decay)
+
+
+def arguments_of(name: str) -> list[str]:
+    """What train.py is given for an arm, but for seeds and split."""
+    return recipe(ARMS[name].without) + ARMS[name].changes.format(**widths()).split()
+
+
+# ---- the choice of the recipe ----------------------------------------------------------------
+
+
+def ranked_trials(lines: list[dict]) -> list[dict]:
+    """Trials of joint/tune.py by their margin, best first; finalists alone once there are.
+
+    A margin is the smaller of the means over the folds of log(MRR / EASE's) and of log(myFM's MSE /
+    MSE); the specialists' lines hold all the folds.
+    """
+    specialists = {line["arguments"]: line for line in lines if line["arguments"] in SPECIALISTS}
+    ease, fm = (np.log(specialists[name][metric]) for name, metric in SPECIALISTS.items())
+    trials: dict[str, list[dict]] = {}
+    for line in lines:
+        if line["arguments"] not in SPECIALISTS:
+            trials.setdefault(line["arguments"], []).append(line)
+    most, merged = max(map(len, trials.values())), []
+    for arguments, parts in trials.items():
+        if len(parts) == most:
+            mrr, mse = ([x for part in parts for x in part[name]] for name in METRICS)
+            ahead = np.log(mrr) - ease[: len(mrr)], fm[: len(mse)] - np.log(mse)
+            margin = min(float(each.mean()) for each in ahead)
+            merged.append({"arguments": arguments, "mrr": mrr, "mse": mse, "margin": margin})
+    return sorted(merged, key=lambda each: -each["margin"])

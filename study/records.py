@@ -1,0 +1,153 @@
+"""Results on record: one JSON object a line, appended whole; and the tables documents show of them.
+
+read(path)  append(path, records)  provenance("scipy")   any results/*.jsonl
+Results(path, expected)                                  a file of whole stacks of runs
+write_blocks(document, tables)                           between <!-- table: NAME --> and
+                                                         <!-- end -->
+"""
+
+import importlib.metadata
+import json
+import os
+import re
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+
+import run_folder
+from run_folder import write_whole
+
+
+def read(path: Path) -> list[dict]:
+    """The lines of a results file; none if there is no file. A torn last line is left out.
+
+    Raises ValueError, naming file and line, where a line is no JSON object.
+    """
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8")
+    whole, records = text[: text.rfind("\n") + 1], []
+    for number, line in enumerate(whole.splitlines(), start=1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if not isinstance(record, dict):
+            raise ValueError(f"{path}: line {number} is no JSON object")
+        records.append(record)
+    return records
+
+
+def as_text(records: Iterable[dict]) -> str:
+    return "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
+
+
+def append(path: Path, records: Iterable[dict]) -> None:
+    """Put records at a file's end in one write, flushed to the disk.
+
+    The folder is made, and a torn last line, of a write that was killed, is cut off.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    before = path.read_bytes() if path.exists() else b""
+    if (whole := before.rfind(b"\n") + 1) < len(before):
+        os.truncate(path, whole)
+    with path.open("ab", buffering=0) as file:
+        file.write(as_text(records).encode())
+        os.fsync(file.fileno())
+
+
+def provenance(*packages: str) -> dict:
+    """What computed a result: the commit, and the versions of Python, torch, numpy, `packages`."""
+    made = run_folder.provenance()
+    made["versions"] |= {name: importlib.metadata.version(name) for name in packages}
+    return made
+
+
+class Results:
+    """A results file of whole stacks; `done` names those it holds.
+
+    A stack's lines are appended in one write. The last stack of the file, where it was cut short,
+    is dropped and to be done again.
+
+    Args:
+        expected: of each stack its "runs" and, where it trains, its "epochs".
+
+    Raises ValueError when the file holds a stack of another size: nothing on record is dropped.
+    """
+
+    def __init__(self, path: Path, expected: dict[str, dict]):
+        self.path, self.lock = path, threading.Lock()
+        records, stacks = read(path), {}
+        for number, record in enumerate(records, start=1):
+            if "stack" not in record:
+                raise ValueError(f"{path}: line {number} names no stack")
+            stacks.setdefault(record["stack"], []).append(record)
+        self.done = set()
+        for name, lines in stacks.items():
+            if name not in expected:
+                self.done.add(name)
+                continue
+            runs, first = expected[name]["runs"], lines[0]
+            epochs = expected[name].get("epochs", first.get("epochs"))
+            size = first.get("stack_size", runs), first.get("epochs")
+            cut_short = len(lines) < runs and name == records[-1]["stack"]
+            if size != (runs, epochs) or not (len(lines) == runs or cut_short):
+                raise ValueError(
+                    f"{path} holds {name} with {len(lines)} runs of {size[1]} epochs, "
+                    f"not {runs} of {epochs}: name another file by --out"
+                )
+            if not cut_short:
+                self.done.add(name)
+        append(path, [])  # a place that can't be written to is told now, not in hours
+        kept = as_text(record for record in records if record["stack"] in self.done)
+        if kept != path.read_text(encoding="utf-8"):
+            write_whole(path, kept.encode())
+
+    def append(self, records: list[dict]) -> None:
+        with self.lock:
+            append(self.path, records)
+
+
+# ---- tables in documents -----------------------------------------------------------------------
+
+START = r"<!-- table: (\S+) -->"
+BLOCK = re.compile(START + r"(.*?)<!-- end -->", re.DOTALL)
+
+
+def filled(document: Path, tables: dict[str, str]) -> tuple[str, list[str]]:
+    """A document's text with these tables in its blocks, and the names of blocks that change.
+
+    A table that `tables` lacks stays as it is.
+
+    Raises ValueError for a block without an end.
+    """
+    text, changed = document.read_text(encoding="utf-8"), []
+    ends = {block.start(): block for block in BLOCK.finditer(text)}
+    for start in re.finditer(START, text):
+        if start.start() not in ends or re.search(START, ends[start.start()][2]):
+            raise ValueError(f"{document}: the table {start[1]} has no <!-- end -->")
+
+    def fill(block: re.Match) -> str:
+        name, content = block.groups()
+        new = f"\n\n{tables[name]}\n\n" if name in tables else content
+        if new != content:
+            changed.append(name)
+        return f"<!-- table: {name} -->{new}<!-- end -->"
+
+    return BLOCK.sub(fill, text), changed
+
+
+def write_blocks(document: Path, tables: dict[str, str]) -> None:
+    """Put tables into a document's blocks; it is written only where one changes."""
+    new, changed = filled(document, tables)
+    if changed:
+        write_whole(document, new.encode())
+
+
+def stale_blocks(document: Path, tables: dict[str, str]) -> list[str]:
+    """Names of the document's tables that differ from these."""
+    return filled(document, tables)[1]
+
+
+def block_names(document: Path) -> list[str]:
+    return re.findall(START, document.read_text(encoding="utf-8"))

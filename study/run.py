@@ -1,0 +1,239 @@
+"""What do sharing and task weights do? The whole study as one resumable command.
+
+    python -m study.run             # everything, two worker processes; the faults last
+    python -m study.run --dry-run   # the stacks and their runs, listed
+    python -m study.run --quick     # four settings, 3 seeds, 40 epochs
+
+design.py lists the arms. The stack is the unit of the study: its membership is fixed, it trains in
+a worker process of one thread, and its runs' lines reach results/study.jsonl in one write. Stopped
+at any moment, even by kill -9, the command started again goes on from the stack's last checkpoint
+and ends with the same lines. `python -m study.report` makes figures, tables and STUDY.md of them.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import evaluation
+import train
+from arguments import Parser, number, resolve, seed_list
+from data import Split, load, random_split, temporal_split
+from evaluation import FullRanking, reciprocal_ranks_by_user
+from run_folder import finished_results, load_run, read_resume, write_whole
+from study import faults
+from study.design import BASELINES, DATA, WITH_USERS, WORKERS, plan
+from study.records import Results, as_text, provenance, read
+
+ROOT = Path(__file__).parents[1]
+CURVES = ("factorization_loss", "regression_loss", "joint_loss", "mrr", "mse", "val_mrr", "val_mse")
+CURVES += ("users_cosine", "users_norm_ratio", "items_cosine", "items_norm_ratio")
+
+# ---- one stack, in a worker process --------------------------------------------------------
+
+
+def die_with_parent() -> None:
+    """End this process when the other end of its standard input is gone, however it went."""
+
+    def wait():
+        os.read(0, 1)  # not sys.stdin: its lock, held here, would abort an ordinary exit
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def work(stack: dict, folder: Path) -> int:
+    """Train a stack, or go on with it, in a folder; its lines go to lines.jsonl there."""
+    die_with_parent()
+    arguments = [*stack["arguments"], "--out", str(folder)]
+    wanted, before = resolve(arguments), {}
+    with contextlib.suppress(OSError, ValueError):
+        before = read_resume(folder)["args"]
+    if {**before, "overwrite": False} == wanted:
+        arguments = ["--resume", str(folder)]
+    else:  # nothing there, or another study's
+        arguments.append("--overwrite")
+    with contextlib.redirect_stdout(sys.stderr):
+        code = train.main(arguments)
+    if code == 0:
+        results = finished_results(read_resume(folder))
+        lines = [line_of(stack, result) for result in results]
+        write_whole(folder / "lines.jsonl", as_text(lines).encode())
+    return code
+
+
+def line_of(stack: dict, result: dict) -> dict:
+    """What the results file keeps of a run."""
+    run = load_run(result["folder"])
+    of_stack = {
+        name: stack[name] for name in ("experiment", "stack", "protocol", "arm") if name in stack
+    }
+    line = of_stack | {"weighting": "fixed"} | run.config | result
+    for name in ("resume", "folder"):
+        line.pop(name, None)
+    measured = [row for row in run.history if row["mrr"] is not None]
+    line |= {"last_mrr": measured[-1]["mrr"], "last_mse": measured[-1]["mse"]}
+    if "val_mrr" in measured[0]:  # each task at the epoch that is best for it alone
+        line["own_mrr"] = max(measured, key=lambda row: row["val_mrr"])["mrr"]
+        line["own_mse"] = min(measured, key=lambda row: row["val_mse"])["mse"]
+    if stack["experiment"] in WITH_USERS:
+        line["reciprocal_ranks"] = users_reciprocal_ranks(run)
+    if line["split"] == "temporal":
+        line |= cold_counts(run.data, run.split)
+    # Every epoch where the curves are drawn, every tenth elsewhere: the file is committed.
+    line["curve_step"] = step = 1 if stack["experiment"] == "report" else 10
+    line["curves"] = {
+        name: [rounded(row[name], 4) for row in run.history][step - 1 :: step]
+        for name in CURVES
+        if name in run.history[0]
+    }
+    return line
+
+
+def rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else float(f"{value:.{digits}g}")
+
+
+def users_reciprocal_ranks(run) -> list[float | None]:
+    """For each user the mean reciprocal rank of its test items, None without any."""
+    data, split = run.data, run.split
+    seen = np.concatenate([split.train, split.validation])
+    pairs = [
+        ids[rows][None] for rows in (split.test, seen) for ids in (data.user_ids, data.item_ids)
+    ]
+    with torch.no_grad():
+        ranks = FullRanking(data.n_items, *pairs).ranks(
+            lambda ids: run.model.interaction_scores(ids)[None]
+        )
+    users, values = reciprocal_ranks_by_user(ranks[0], data.user_ids[split.test])
+    known = dict(zip(users.tolist(), values.tolist(), strict=True))
+    return [rounded(known.get(user), 5) for user in range(data.n_users)]
+
+
+def cold_counts(data, split: Split) -> dict:
+    """How much of the test part is of users or items that training never saw."""
+    counts = {"test_rows": len(split.test)}
+    for side, ids in (("user", data.user_ids), ("item", data.item_ids)):
+        test = ids[split.test]
+        cold = ~np.isin(test, ids[split.train])
+        counts[f"cold_{side}s"] = len(np.unique(test[cold]))
+        counts[f"cold_{side}_rows"] = int(cold.sum())
+    return counts
+
+
+# ---- baselines -----------------------------------------------------------------------------
+
+
+def baseline_lines(seeds: list[int]) -> list[dict]:
+    """Popularity, global mean and regularised biases, on the training part of every protocol."""
+    data, held = load(DATA), {"validation_fraction": 0.05}
+    splits = [("report", seed, random_split(data, seed)) for seed in seeds]
+    splits += [("selected", seed, random_split(data, seed, **held)) for seed in seeds]
+    splits.append(("temporal", 0, temporal_split(data, **held)))
+    lines = []
+    for protocol, seed, split in splits:
+        start, levels = time.perf_counter(), evaluation.baselines(data, split)
+        seconds = time.perf_counter() - start  # of all of them
+        for method in BASELINES:
+            line = {"experiment": "baselines", "stack": "baselines", "method": method}
+            line |= {"data": DATA, "protocol": protocol, "seed": seed, "device": "cpu"}
+            of_method = method.replace(" ", "_") + "_"  # as in "popularity_mrr"
+            for name, value in levels.items():
+                if name.startswith(of_method):
+                    line[name.removeprefix(of_method)] = value
+            lines.append(line | {"seconds": seconds})
+    return lines
+
+
+# ---- the whole study -----------------------------------------------------------------------
+
+
+def run_stack(stack: dict, runs: Path, results: Results) -> bool:
+    """Train a stack in a process of its own; its lines join the results, or its failure is told."""
+    folder = runs / stack["stack"]
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "study.run", "--work", json.dumps(stack), str(folder)]
+    with (folder / "log.txt").open("ab") as log:
+        worker = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,  # held open as long as this process lives
+            stdout=log,
+            stderr=log,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            cwd=ROOT,
+        )
+        code = worker.wait()
+    if code == 0:
+        results.append(read(folder / "lines.jsonl"))
+    what = f"{stack['runs']} runs" if code == 0 else f"FAILED ({code}), see {folder / 'log.txt'}"
+    print(f"{stack['stack']}: {what}", file=sys.stderr, flush=True)
+    return code == 0
+
+
+def run_stacks(stacks: list[dict], results: Results, runs: Path, workers: int) -> bool:
+    """Train the stacks that the results lack, in worker processes; whether all went well."""
+    left = [stack for stack in stacks if stack["stack"] not in results.done]
+    with ThreadPoolExecutor(workers) as pool:
+        return all(list(pool.map(lambda stack: run_stack(stack, runs.resolve(), results), left)))
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser(prog="python -m study.run", description=__doc__)
+    add = parser.add_argument
+    add("--out", type=Path, help="file of the lines (results/study.jsonl; quick: runs/quick.jsonl)")
+    add("--runs", type=Path, help="folder of the run folders (runs/ and the name of --out)")
+    add("--seeds", type=seed_list, help="seeds (0-9; quick: 0-2)")
+    add("--epochs", type=number(int, 1), help="epochs of each run (200; quick: 40)")
+    add("--only", nargs="+", metavar="EXPERIMENT", help="these experiments alone")
+    add("--quick", action="store_true", help="the four settings, 3 seeds, 40 epochs")
+    add("--workers", type=number(int, 1), default=WORKERS, help="processes of one thread (2)")
+    add("--dry-run", action="store_true", help="list the stacks and stop")
+    add("--work", nargs=2, metavar=("STACK", "FOLDER"), help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.work:
+        return work(json.loads(args.work[0]), Path(args.work[1]))
+    out = args.out or Path("runs/quick.jsonl" if args.quick else "results/study.jsonl")
+    seeds = args.seeds or list(range(3 if args.quick else 10))
+    stacks = plan(seeds, args.epochs or (40 if args.quick else 200))
+    known = [*dict.fromkeys(stack["experiment"] for stack in stacks), "baselines", "faults"]
+    chosen = args.only or (["report"] if args.quick else known)
+    for name in chosen:
+        if name not in known:
+            parser.error(f"--only {name}: the experiments are {', '.join(known)}")
+    stacks = [stack for stack in stacks if stack["experiment"] in chosen]
+    if args.dry_run:
+        for stack in stacks:
+            print(f"{stack['stack']:32} {stack['runs']:4}  {' '.join(stack['arguments'])}")
+        if besides := [name for name in known[-2:] if name in chosen]:
+            print("besides:", ", ".join(besides))
+        print(f"{len(stacks)} stacks, {sum(stack['runs'] for stack in stacks)} runs")
+        return 0
+    expected = {stack["stack"]: stack for stack in stacks}
+    expected["baselines"] = {"runs": len(BASELINES) * (2 * len(seeds) + 1)}
+    try:
+        results = Results(out, expected)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    if "baselines" in chosen and "baselines" not in results.done:
+        made = provenance()
+        results.append([line | made for line in baseline_lines(seeds)])
+    start, left = time.monotonic(), sum(stack["stack"] not in results.done for stack in stacks)
+    fine = run_stacks(stacks, results, args.runs or Path("runs") / out.stem, args.workers)
+    print(f"{left} stacks in {time.monotonic() - start:.0f} s", file=sys.stderr)
+    if "faults" in chosen:
+        epochs = ["--epochs", str(args.epochs)] if args.epochs else []
+        faults.main(["--out", str(out), *epochs])
+    return 0 if fine else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""What is committed of the study: documents, tables and figures against results/study.jsonl.
+
+A fork that changes the model can leave these out: `pytest --ignore tests/record`.
+"""
+
+import re
+
+import numpy as np
+import pytest
+
+from checks.report import DOCUMENTS, read_bench, records_text
+from study import records
+from study.design import CURVES, PLANNED, PUBLISHED, WORKERS
+from study.numbers import curves_of, grid_hours, read_study, study_numbers
+from study.report import RECORD, ROOT, TEMPLATE, page, rendered, study_tables, write_report
+
+RESULTS = ROOT / "results"
+STUDY = ROOT / RECORD
+
+
+@pytest.fixture(scope="module")
+def frame():
+    if not STUDY.is_file():
+        pytest.skip(f"{RECORD} isn't there: python -m study.run writes it")
+    return read_study(STUDY)
+
+
+def test_the_study_says_what_its_lines_say(frame):
+    numbers = study_numbers(frame)
+    tables = study_tables(numbers)
+    assert (ROOT / "STUDY.md").read_text(encoding="utf-8") == rendered(numbers, tables)
+    assert (RESULTS / "tables.md").read_text(encoding="utf-8") == page(tables)
+    assert records.stale_blocks(ROOT / "README.md", tables) == []
+    known = tables | records_text(RESULTS)
+    names = [name for document in DOCUMENTS for name in records.block_names(ROOT / document)]
+    assert {name for name in names if not name.startswith("joint")} - {"readme_joint"} <= set(known)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_a_document_shows_the_records_of_the_checks(document):
+    assert records.stale_blocks(ROOT / document, records_text(RESULTS)) == []
+
+
+def test_every_figure_in_the_studys_prose_is_generated():
+    text = re.sub(r"\{[^{}]*\}", "", TEMPLATE.read_text(encoding="utf-8"))
+    settings = {"0.99", "0.01", "0.5", "0.909", "0.0913", "0.05"}  # task weights, a level
+    assert set(re.findall(r"\d+\.\d+", text)) <= settings
+
+
+def test_a_document_leaves_nothing_to_be_done_and_links_only_to_what_is_there():
+    names = ("README.md", "STUDY.md", "RESULTS.md", "RELIABILITY.md", "LOG.md", "results/tables.md")
+    for document in (ROOT / name for name in names):
+        text = document.read_text(encoding="utf-8")
+        for left in ("TODO", "FIXME", "Not computed yet", "still being computed", "<!-- n:"):
+            assert left not in text, document.name
+        links = re.findall(r"\]\(([^)\s]+)\)", text)
+        links = [link.split("#")[0] for link in links if "://" not in link and link[0] != "#"]
+        assert links or document.name not in ("README.md", "STUDY.md")
+        assert [link for link in links if not (document.parent / link).is_file()] == []
+
+
+def parts_of(svg: str) -> tuple[str, np.ndarray]:
+    """A figure's text without ids and numbers, and its numbers: equal but for the last digits."""
+    svg = re.sub(r'id="[^"]*"|#[\w.-]+', "", svg)
+    number = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"
+    return re.sub(number, "0", svg), np.array(re.findall(number, svg), float)
+
+
+def test_the_figures_committed_are_those_that_the_results_draw(frame, tmp_path):
+    written = write_report(frame, tmp_path)
+    names = [path.name for path in written if path.suffix == ".svg"]
+    assert len(names) == 6
+    for name in names:
+        pair = [(folder / "figures" / name).read_text() for folder in (tmp_path, RESULTS)]
+        (shape, numbers), (kept_shape, kept_numbers) = map(parts_of, pair)
+        assert shape == kept_shape, name
+        assert np.allclose(numbers, kept_numbers, atol=0.01), name
+
+
+def test_every_line_on_record_says_what_made_it(frame):
+    assert frame.commit.str.len().eq(40).all()
+    assert all("torch" in versions for versions in frame.versions)
+    assert frame.device.eq("cpu").all()
+    seconds = frame.train_seconds.fillna(frame.seconds).fillna(frame.fit_seconds)
+    assert (seconds >= 0).all()
+
+
+def test_two_recorded_faults_end_each_alone_at_the_published_levels(frame):
+    room = {"factorization_loss": 0.003, "regression_loss": 0.005, "mrr": 0.005, "mse": 0.05}
+    means = {
+        fault: {name: curves_of(runs, name)[:, -1].mean() for name in room}
+        for fault, runs in frame[frame.experiment == "faults"].groupby("fault")
+    }
+    levels = {name: [curves[name] for curves in PUBLISHED.values()] for name in CURVES}
+    for fault, name in zip(["batch product", "broadcast MSE"] * 2, room, strict=True):
+        low, high = min(levels[name]) - room[name], max(levels[name]) + room[name]
+        assert low < means[fault][name] < high, (fault, name)
+        assert not low < means["none"][name] < high, name
+
+
+def test_the_recorded_grid_is_whole_and_takes_two_workers_less_than_three_hours(frame):
+    runs = frame[frame.experiment.isin(PLANNED)].groupby("experiment").size().to_dict()
+    assert runs == {name: 10 * arms for name, arms in PLANNED.items()}
+    assert grid_hours(frame) / WORKERS < 3
+
+
+def test_the_recorded_load_stays_within_its_bound():
+    """20 million interactions, trained and evaluated for all users: RELIABILITY.md's 4 GiB."""
+    record = read_bench(RESULTS / "bench.jsonl")["scaling"]
+    load = record["by_interactions"]["20_000_000, evaluated"]
+    assert 0 < load["training_peak_mib"] <= load["peak_mib"] < 4096

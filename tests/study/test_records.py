@@ -1,0 +1,77 @@
+"""study/records.py: nothing on record is thrown away, and a document's tables are replaced."""
+
+import pytest
+
+from study import records
+from study.records import Results, as_text
+
+
+def lines(stack: str, n: int, of: int = 3, epochs: int = 1) -> str:
+    run = {"stack": stack, "stack_size": of, "epochs": epochs}
+    return as_text(run | {"seed": seed} for seed in range(n))
+
+
+WANT = {name: {"runs": 3, "epochs": 1} for name in "ab"}
+
+
+@pytest.mark.parametrize("torn", ['{"stack": "b", "se', ""])
+def test_whole_stacks_are_done_and_a_torn_one_is_done_again(tmp_path, torn):
+    path = tmp_path / "study.jsonl"
+    path.write_text(lines("a", 3) + lines("b", 2) + torn)
+    results = Results(path, WANT)
+    assert results.done == {"a"} and path.read_text() == lines("a", 3)
+    results.append([{"stack": "b", "epochs": 1}] * 3)
+    assert Results(path, WANT).done == {"a", "b"}
+    assert Results(path, {}).done == {"a", "b"}  # another command's stacks stay
+
+
+@pytest.mark.parametrize(
+    "text", [lines("a", 10, of=10), lines("a", 3, epochs=200), lines("a", 2) + lines("b", 3)]
+)
+def test_stacks_of_another_size_are_refused_and_kept(tmp_path, text):
+    path = tmp_path / "study.jsonl"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="name another file by --out"):
+        Results(path, WANT)
+    assert path.read_text() == text
+
+
+def test_a_torn_last_line_is_left_out_and_any_other_fault_is_named(tmp_path):
+    path = tmp_path / "new/results.jsonl"
+    assert records.read(path) == []
+    records.append(path, [{"a": 1}, {"a": 2.5}])
+    with path.open("a") as file:
+        file.write('{"a": 3')
+    assert records.read(path) == [{"a": 1}, {"a": 2.5}]
+    records.append(path, [{"a": 4}])
+    assert records.read(path) == [{"a": 1}, {"a": 2.5}, {"a": 4}]
+    for wrong in ("[1]", "{]"):
+        path.write_text(f'{{"a": 1}}\n{wrong}\n{{"a": 2}}\n')
+        with pytest.raises(ValueError, match=r"results\.jsonl: line 2 is no JSON object"):
+            records.read(path)
+    with pytest.raises(ValueError, match="JSON compliant"):
+        records.append(path, [{"a": float("nan")}])
+
+
+def test_what_made_a_line_names_commit_and_versions():
+    made = records.provenance("scipy")
+    assert set(made["versions"]) == {"python", "torch", "numpy", "scipy"}
+    assert made["commit"] is None or len(made["commit"]) == 40
+
+
+def test_tables_are_replaced_and_all_else_stays(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "a | b\n<!-- table: one -->old<!-- end -->\n<!-- table: gone -->7<!-- end --> <!-- a -->\n"
+    )
+    assert records.block_names(page) == ["one", "gone"]
+    assert records.stale_blocks(page, {"one": "| 1 |", "two": ""}) == ["one"]
+    records.write_blocks(page, {"one": "| 1 |"})
+    assert page.read_text() == (
+        "a | b\n<!-- table: one -->\n\n| 1 |\n\n<!-- end -->\n"
+        "<!-- table: gone -->7<!-- end --> <!-- a -->\n"
+    )
+    assert records.stale_blocks(page, {"one": "| 1 |"}) == []
+    page.write_text("<!-- table: a -->1 <!-- table: b -->2<!-- end -->")
+    with pytest.raises(ValueError, match=r"page\.md: the table a has no"):
+        records.write_blocks(page, {"b": "2"})
