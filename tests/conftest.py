@@ -9,7 +9,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from small import run_train
+from small import PLAIN, run_train
 
 from checks.kill_resume import write_ratings
 from checks.synthetic import synthetic
@@ -39,7 +39,10 @@ def command(ratings_csv, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def finished(ratings_csv, tmp_path_factory):
-    """finished(words): the folder and the result of a command; each is run once, only to read."""
+    """finished(words): the folder and the result of a command, run once for all tests.
+
+    Only to be read, and never asked for under a monkeypatch, which would stay in it.
+    """
 
     @functools.cache
     def run(words: str):
@@ -49,3 +52,13 @@ def finished(ratings_csv, tmp_path_factory):
         return folder / "run", result
 
     return run
+
+
+@pytest.fixture(scope="session")
+def one_run(finished) -> Path:
+    return finished(PLAIN)[0]
+
+
+@pytest.fixture(scope="session")
+def other_run(finished) -> Path:
+    return finished(f"{PLAIN} --seed 1")[0]

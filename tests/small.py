@@ -18,6 +18,7 @@ from models import MultiTaskNet, Structure
 from multitask import Options, Stack
 
 BASE = "--embedding-dim 8 --hidden 8 --lr 0.01 --out run"
+PLAIN = "--epochs 3 --log-gradients"  # of the fixtures one_run and other_run
 EVERY_OPTION = (
     "--loss softmax --batch-by user --batch-size 32 --shared-dims 4 --rating-head dot "
     "--rating-biases --user-history --item-history --ranking-dropout 0.3 --rating-dropout 0.3 "

@@ -64,8 +64,8 @@ def test_bad_input_is_one_line_exit_code_2_and_nothing_written(command, line):
 
 
 @pytest.mark.parametrize("options", [Structure, Options, Command])
-def test_every_option_is_a_flag_and_an_entry_of_config_json_under_one_name(options, finished):
-    parser, written = arguments.build_parser(), config(finished("--epochs 3 --log-gradients")[0])
+def test_every_option_is_a_flag_and_an_entry_of_config_json_under_one_name(options, one_run):
+    parser, written = arguments.build_parser(), config(one_run)
     defaults, flags = vars(parser.parse_args([])), parser.format_help()
     for field in dataclasses.fields(options):
         flag, default = f"--{field.name.replace('_', '-')}", field.default

@@ -22,30 +22,26 @@ def test_forward_is_the_documented_formula(batch, shared_dims, rating_biases, ra
     options = dict(shared_dims=shared_dims, rating_biases=rating_biases, rating_head=rating_head)
     net = net_with_random_values(**options)
     net.observe(torch.tensor([[0, 1]]), torch.tensor([[2, 3]]), torch.tensor([[2.0, 5.0]]))
-    users, items = torch.arange(batch) % N_USERS, torch.arange(batch) % N_ITEMS
-    scores, ratings = net(users[None], items[None])
-    assert scores.shape == ratings.shape == (1, batch)
-    for k, (i, j) in enumerate(zip(users, items, strict=True)):
-        u, q = net.users[0, i], net.items[0, j]
-        u_f, q_f, u_r, q_r = u[:4], q[:4], u[-4:], q[-4:]
-        a, b = net.user_bias[0, i, 0], net.item_bias[0, j, 0]
-        assert scores[0, k].item() == pytest.approx((u_f @ q_f + a + b).item(), abs=1e-5)
-        head = net.rating_head
-        if rating_head == "dot":
-            expected = (u_r + head.user_shift[0, 0]) @ (q_r + head.item_shift[0, 0])
-        else:
-            features = u_r * q_r
-            if rating_head == "mlp":
-                features = torch.cat([u_r, q_r, features])
-                features = features @ head.hidden.weight[0] + head.hidden.bias[0, 0]
-                features = features.clamp(min=0)
-            expected = features @ head.output.weight[0, :, 0] + head.output.bias[0, 0, 0]
-        if rating_biases:
-            own = (net.user_bias, net.item_bias)  # shared with the ranking: so are the biases
-            if shared_dims < 4:
-                own = (net.rating_user_bias, net.rating_item_bias)
-            expected = expected + own[0][0, i, 0] + own[1][0, j, 0] + 3.5
-        assert ratings[0, k].item() == pytest.approx(expected.item(), abs=1e-4)
+    i, j = torch.arange(batch) % N_USERS, torch.arange(batch) % N_ITEMS
+    scores, ratings = net(i[None], j[None])
+    u, q, head = net.users[0, i], net.items[0, j], net.rating_head
+    biases = net.user_bias[0, i, 0] + net.item_bias[0, j, 0]
+    expected = [(u_k[:4] @ q_k[:4]).item() for u_k, q_k in zip(u, q, strict=True)]
+    assert scores.tolist() == [pytest.approx((biases + torch.tensor(expected)).tolist(), abs=1e-5)]
+    u, q = u[:, -4:], q[:, -4:]
+    if rating_head == "dot":
+        expected = ((u + head.user_shift[0]) * (q + head.item_shift[0])).sum(1)
+    else:
+        features = u * q
+        if rating_head == "mlp":
+            features = torch.cat([u, q, features], 1) @ head.hidden.weight[0] + head.hidden.bias[0]
+            features = features.clamp(min=0)
+        expected = features @ head.output.weight[0, :, 0] + head.output.bias[0, 0, 0]
+    if rating_biases:
+        if shared_dims < 4:  # shared with the ranking, so are the biases
+            biases = net.rating_user_bias[0, i, 0] + net.rating_item_bias[0, j, 0]
+        expected = expected + biases + 3.5
+    assert ratings.tolist() == [pytest.approx(expected.tolist(), abs=1e-4)]
 
 
 def test_catalogue_scores_are_the_pairs_scores():

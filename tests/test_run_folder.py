@@ -6,6 +6,9 @@ import os
 import pickle
 import shutil
 import subprocess
+import sys
+import time
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -24,14 +27,12 @@ from small import (
     refused,
     same_run,
     scalars,
-)  # fmt: skip
+)
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
 from run_folder import run_id_of
 
-PLAIN = "--epochs 3 --log-gradients"
-OTHER = "--epochs 3 --seed 1"
 CURVES = {
     "training/Factorization Loss": "factorization_loss",
     "training/MSE": "regression_loss",
@@ -66,8 +67,8 @@ def test_a_run_folder_holds_what_recomputes_its_numbers(finished, planted, more)
         assert run.model.members.rating_bias_tables()[0].abs().max() > 0
 
 
-def test_history_and_tensorboard_tell_the_same_curves(finished):
-    folder, result = finished(PLAIN)
+def test_history_and_tensorboard_tell_the_same_curves(one_run):
+    folder, result = one_run, json.loads((one_run / "result.json").read_text())
     curves, (f, r, joint) = scalars(folder), (column(folder, x) for x in list(CURVES.values())[:3])
     for tag, name in CURVES.items():
         steps, values = zip(*curves[tag], strict=True)
@@ -79,6 +80,28 @@ def test_history_and_tensorboard_tell_the_same_curves(finished):
     events = EventAccumulator(str(folder)).Reload()
     session = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     assert b"lambda_f" in session and b"shared_dims" in session
+
+
+def test_tensorboard_started_on_a_run_serves_the_five_curves(one_run):
+    # As a user starts it; port 0 lets it choose one.
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tensorboard.main", "--port", "0"]
+        + ["--logdir", str(one_run.parent)],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        address = next(w for line in server.stderr for w in line.split() if "http://" in w)
+        deadline, tags = time.time() + 30, {}
+        while time.time() < deadline and not tags.get("run"):
+            with urllib.request.urlopen(f"{address}data/plugin/scalars/tags") as answer:
+                tags = json.load(answer)
+            time.sleep(0.1)
+    finally:
+        server.kill()
+        server.wait()
+        server.stderr.close()
+    assert CURVES.keys() <= tags["run"].keys()
 
 
 def test_history_and_curves_are_on_disk_after_every_epoch(command):
@@ -99,15 +122,15 @@ def ids_of(folder: Path) -> set[str]:
     return {*zips, *(row["run_id"] for row in rows), events.name.rpartition(".")[2]}
 
 
-def test_one_run_id_a_digest_of_config_json_is_in_every_file_of_a_run(finished):
-    ids = []
-    for words in (PLAIN, OTHER):
-        folder = finished(words)[0]
-        settings = config(folder)
-        ids.append(settings.pop("run_id"))
-        assert ids[-1] == hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
-        assert ids_of(folder) == {ids[-1]}
-    assert ids[0] != ids[1]
+def test_one_run_id_a_digest_of_config_json_is_in_every_file_of_a_run(one_run, other_run):
+    ids = set()
+    for folder in (one_run, other_run):
+        told = config(folder)
+        run_id = told.pop("run_id")
+        assert run_id == hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+        assert ids_of(folder) == {run_id}
+        ids.add(run_id)
+    assert len(ids) == 2
 
 
 # ---- getting a run back --------------------------------------------------------------------
@@ -116,15 +139,15 @@ def test_one_run_id_a_digest_of_config_json_is_in_every_file_of_a_run(finished):
 @pytest.mark.parametrize(
     "name", "config.json split.npz checkpoint.pt history.csv result.json".split()
 )
-def test_a_file_of_another_run_is_refused_by_name(finished, tmp_path, name):
-    run = shutil.copytree(finished(PLAIN)[0], tmp_path / "run")
-    shutil.copy(finished(OTHER)[0] / name, run)
+def test_a_file_of_another_run_is_refused_by_name(one_run, other_run, tmp_path, name):
+    run = shutil.copytree(one_run, tmp_path / "run")
+    shutil.copy(other_run / name, run)
     with pytest.raises(ValueError, match=rf"run: .*{name}.* are of different runs"):
         train.load_run(run)
 
 
-def test_a_folder_from_before_run_ids_is_refused_with_its_commit(finished, tmp_path):
-    run = shutil.copytree(finished(PLAIN)[0], tmp_path / "run")
+def test_a_folder_from_before_run_ids_is_refused_with_its_commit(one_run, tmp_path):
+    run = shutil.copytree(one_run, tmp_path / "run")
     before = {name: value for name, value in config(run).items() if name != "run_id"}
     (run / "config.json").write_text(json.dumps(before | {"commit": "abc123"}))
     with pytest.raises(ValueError, match=r"^[^\n]*an earlier version .* commit abc123[^\n]*$"):
@@ -181,10 +204,8 @@ def test_resuming_a_finished_run_prints_its_result(command):
     assert before == {path.name: path.stat().st_mtime_ns for path in Path("run").iterdir()}
 
 
-def test_a_damaged_checkpoint_or_another_versions_is_one_line_and_never_runs_code(
-    command, finished
-):
-    shutil.copytree(finished(PLAIN)[0], "run")
+def test_a_damaged_checkpoint_or_another_versions_is_one_line_and_never_runs_code(command, one_run):
+    shutil.copytree(one_run, "run")
     whole = Path("run/resume.pt").read_bytes()
     for damaged in (whole[: len(whole) // 2], os.urandom(1000), b""):
         Path("run/resume.pt").write_bytes(damaged)
@@ -252,14 +273,17 @@ def test_a_really_full_disk_leaves_the_last_checkpoint_whole(command, size, dims
 # ---- what belongs to others ----------------------------------------------------------------
 
 
-def test_a_folder_that_holds_a_run_is_refused_unless_overwritten(command):
-    command("--epochs 1")
-    Path("run/notes.txt").write_text("mine")
-    before = Path("run/result.json").read_bytes()
-    assert "--overwrite" in refused(command, "--epochs 2")
-    assert Path("run/result.json").read_bytes() == before
-    assert command("--epochs 2 --overwrite")[0] == 0
-    assert len(history("run")) == 2 and Path("run/notes.txt").read_text() == "mine"
+def test_a_run_is_replaced_only_when_asked_also_by_a_stack(command):
+    folder = Path("s/f0.99-r0.01_seed1")
+    command(f"--seed 1 --epochs 1 --out {folder}")
+    (folder / "notes.txt").write_text("mine")
+    before = (folder / "result.json").read_bytes()
+    for words in (f"--epochs 2 --out {folder}", "--seeds 0-1 --epochs 2 --out s"):
+        assert "already holds a run: --overwrite" in refused(command, words)
+        assert (folder / "result.json").read_bytes() == before
+        assert command(f"{words} --overwrite")[0] == 0
+        before = (folder / "result.json").read_bytes()
+        assert len(history(folder)) == 2 and (folder / "notes.txt").read_text() == "mine"
 
 
 def test_overwrite_removes_the_commands_own_runs_and_nothing_else(command):
@@ -285,10 +309,3 @@ def test_a_folder_with_somebody_elses_files_is_refused_even_with_overwrite(comma
     assert "taken" in refused(command, "--epochs 1 --out taken/run")  # a file in the folder's way
     assert Path("run/config.json").read_text() == '{"model": "bert"}'
     assert Path("taken").read_text() == "x"
-
-
-def test_a_stack_never_replaces_a_single_run_unasked(command):
-    command("--seed 1 --epochs 1 --out s/f0.99-r0.01_seed1")
-    before = Path("s/f0.99-r0.01_seed1/result.json").read_bytes()
-    assert "already holds a run" in refused(command, "--seeds 0-1 --epochs 2 --out s")
-    assert Path("s/f0.99-r0.01_seed1/result.json").read_bytes() == before
