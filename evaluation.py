@@ -170,6 +170,7 @@ class Evaluator:
             ids = [part.to(self.device).repeat_interleave(self.members, 0) for part in ids]
             predicted.append(self._mean(net.ratings(*ids)).cpu())
         predicted = torch.cat(predicted, 1)
+        predicted[predicted.isinf()] = torch.nan  # clipping would make it a number
         columns = ranks, self.users, predicted, self.ratings, self.clip
         runs = [HeldOut(*own, finite=False) for own in zip(*columns, strict=True)]
         with np.errstate(all="ignore"):  # of a run that is no longer finite

@@ -142,13 +142,15 @@ def command_folders(args: dict) -> list[Path]:
 
 @functools.cache
 def commit() -> str | None:
-    """The commit of this code, None outside a git checkout."""
-    command, here = ["git", "rev-parse", "HEAD"], Path(__file__).parent
+    """The commit of this code, None outside a git checkout of its own."""
+    here = Path(__file__).resolve().parent
+    command = ["git", "rev-parse", "HEAD", "--show-toplevel"]
     try:
         done = subprocess.run(command, cwd=here, capture_output=True, text=True)
     except OSError:
         return None
-    return done.stdout.strip() or None
+    head, _, top = done.stdout.strip().partition("\n")
+    return head if top and Path(top).resolve() == here else None
 
 
 def provenance() -> dict:

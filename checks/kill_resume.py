@@ -40,7 +40,9 @@ def write_ratings(path: Path, data: Interactions) -> None:
     """The data as a CSV file with MovieLens' header."""
     columns = data.user_ids, data.item_ids, data.ratings, data.timestamps
     names = "userId", "movieId", "rating", "timestamp"
-    pd.DataFrame(dict(zip(names, columns, strict=True))).to_csv(path, index=False)
+    pd.DataFrame(dict(zip(names, columns, strict=True))).to_csv(
+        path, index=False, lineterminator="\r\n"
+    )
 
 
 LOSSES = ["--loss sigmoid", "--loss bpr", "--loss softmax"]

@@ -355,11 +355,13 @@ def test_the_evaluator_computes_every_metric_one_added_too_of_the_members_mean(c
         assert result == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_run_that_predicts_no_number_has_no_such_metric_and_spoils_no_other():
-    whole, net = Evaluator(*BY_HEART, members=2)(ByHeart()), ByHeart()
+@pytest.mark.parametrize("clip", [None, (-1, 1)])
+def test_a_run_that_predicts_no_number_has_no_such_metric_and_spoils_no_other(clip):
+    evaluate, net = Evaluator(*BY_HEART, members=2, clip=[clip] * 2), ByHeart()
+    whole = evaluate(ByHeart())
     net.scores[1, 2] = math.nan
     net.rated[3] = math.inf
-    first, second = Evaluator(*BY_HEART, members=2)(net)
+    first, second = evaluate(net)
     assert math.isnan(first["mrr"]) and first["mse"] == whole[0]["mse"]
     assert second["mrr"] == whole[1]["mrr"] and not math.isfinite(second["mse"])
 
