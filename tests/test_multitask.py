@@ -75,8 +75,10 @@ def test_an_epoch_visits_every_training_row_once_with_its_own_rating(options):
         assert sorted(seen[run]) == sorted(zip(*(x.tolist() for x in columns), strict=True))
 
 
-def test_blocks_of_an_epoch_change_nothing(monkeypatch):
-    whole = list(make_stack(2).batches(3))
+def test_every_run_and_epoch_draws_its_own_and_blocks_of_an_epoch_change_nothing(monkeypatch):
+    whole, later = list(make_stack(2).batches(3)), next(make_stack(2).batches(4))
+    for ours, its in zip(whole[0][:4], later[:4], strict=True):
+        assert not torch.equal(ours[0], ours[1]) and not torch.equal(ours, its)
     monkeypatch.setattr(multitask, "BLOCK", 1)
     pieces = list(make_stack(2).batches(3))
     assert len(whole) == len(pieces) == 5

@@ -195,13 +195,9 @@ def test_a_resumed_run_is_the_run_never_interrupted_to_the_last_bit(command, mor
         curves = scalars(other["folder"])
         assert curves == scalars(one["folder"])
         assert [step for step, _ in curves["eval/MSE"]] == list(range(6))
-
-
-def test_resuming_a_finished_run_prints_its_result(command):
-    _, result, _ = command("--epochs 2")
-    before = {path.name: path.stat().st_mtime_ns for path in Path("run").iterdir()}
-    assert command("--resume run")[:2] == (0, result)
-    assert before == {path.name: path.stat().st_mtime_ns for path in Path("run").iterdir()}
+    before = {path: path.stat().st_mtime_ns for path in Path("stopped").rglob("*.*")}
+    assert command("--resume stopped")[:2] == (0, resumed)  # finished: its result again, no more
+    assert before == {path: path.stat().st_mtime_ns for path in Path("stopped").rglob("*.*")}
 
 
 def test_a_damaged_checkpoint_or_another_versions_is_one_line_and_never_runs_code(command, one_run):

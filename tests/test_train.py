@@ -31,7 +31,6 @@ import models
 import multitask
 import train
 
-ROOT = Path(train.__file__).parent
 GOLDEN = [(0.4967822, 10.124199), (0.4860501, 6.229814)]  # L_F and L_R of the first two epochs
 ONE_STEP = "--optimizer sgd --batch-size 4000"  # an epoch is one step on all training interactions
 
@@ -141,6 +140,7 @@ def test_a_stack_leaves_a_folder_a_run_and_each_is_the_run_alone(command):
     assert code == 0 and "±" in err and "0.99" in err
     settings = [(r["lambda_f"], r["lambda_r"], r["seed"]) for r in results]
     assert settings == [(0.99, 0.01, 3), (0.99, 0.01, 4), (0.5, 0.5, 3), (0.5, 0.5, 4)]
+    assert {result["stack_size"] for result in results} == {4}
     for (f, r, seed), result in zip(settings, results, strict=True):
         _, alone, _ = command(f"--lambda-f {f} --lambda-r {r} --seed {seed} --epochs 3 --overwrite")
         close = {name: pytest.approx(alone[name], rel=1e-4) for name in ("mrr", "mse")}
@@ -180,19 +180,25 @@ def test_closing_table_gives_the_t_interval():
 
 # ---- runs that break -----------------------------------------------------------------------
 
-BROKEN = "--optimizer sgd --lambda-f 0.5 1e38 --lambda-r 0.5 1e38"
 
-
-def test_a_run_that_diverges_stops_alone_and_keeps_its_checkpoint(command):
-    code, (healthy, broken), err = command(f"{BROKEN} --epochs 4 --out s")
-    assert code == 2 and "mrr" in healthy and err.count("train.py: error") == 1
+def test_a_run_that_diverges_stops_alone_keeps_its_checkpoint_and_is_resumed_to_the_last_bit(
+    command,
+):
+    words = "--optimizer sgd --epochs 5 --checkpoint-every 2 --ensemble 2 --validation 0.1 --select"
+    stack = f"{words} --lambda-f 0.5 1e38 0.9 --lambda-r 0.5 1e38 0.1"
+    code, (healthy, broken, _), err = command(f"{stack} --out straight")
+    assert code == 2 and err.count("train.py: error") == 1
     assert "epoch 0" in broken["error"] and "f1e+38-r1e+38_seed0" in broken["error"]
-    assert broken["table"] in parameters("s/f0.5-r0.5_seed0")
-    folder = Path("s/f1e+38-r1e+38_seed0")
+    folder, names = Path("straight/f1e+38-r1e+38_seed0"), ("f0.5-r0.5_seed0", "f0.9-r0.1_seed0")
     assert json.loads((folder / "failed.json").read_text())["epoch"] == 0
+    assert broken["table"] in parameters(folder)
     assert all(value.isfinite().all() for value in parameters(folder).values())
-    _, alone, _ = command("--optimizer sgd --lambda-f 0.5 --lambda-r 0.5 --epochs 4")
+    _, alone, _ = command(f"{words} --lambda-f 0.5 --lambda-r 0.5")
     assert healthy["mse"] == pytest.approx(alone["mse"], rel=1e-5)
+    for stop in (0, 1, 3, 4):
+        kill(command, f"{stack} --out s{stop}", at=stop)
+        command(f"--resume s{stop}")
+        assert all(same_run(f"s{stop}/{name}", f"straight/{name}") for name in names)
 
 
 def test_a_run_whose_predictions_overflow_stops_alone(command, monkeypatch):
@@ -223,17 +229,6 @@ def test_a_command_whose_runs_all_broke_says_the_same_when_resumed(command):
     assert (again, repeated) == (2, result) and "no longer finite" in told
 
 
-def test_runs_that_break_are_resumed_to_the_last_bit(command):
-    words = "--optimizer sgd --lambda-f 0.5 1e38 0.9 --lambda-r 0.5 1e38 0.1 --epochs 5 "
-    words += "--checkpoint-every 2 --ensemble 2 --validation 0.1 --select"
-    command(f"{words} --out straight")
-    for stop in (0, 1, 3, 4):  # the second run breaks in epoch 0
-        kill(command, f"{words} --out s{stop}", at=stop)
-        command(f"--resume s{stop}")
-        for name in ("f0.5-r0.5_seed0", "f0.9-r0.1_seed0"):
-            assert same_run(f"s{stop}/{name}", f"straight/{name}")
-
-
 # ---- signals and the machine ---------------------------------------------------------------
 
 
@@ -247,26 +242,15 @@ def test_a_stop_signal_ends_the_epoch_saves_and_says_how_to_go_on(command, finis
     assert same_run("run", finished("--epochs 3")[0])
 
 
-def python(script: str, *words: str) -> subprocess.CompletedProcess:
-    """A script started in the current folder, with the project's modules and these arguments."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", script, *words]
-    return subprocess.run(command, env=environment, capture_output=True, text=True)
-
-
-def test_a_second_stop_signal_stops_at_once(ratings_csv, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    script = """
-import os, signal, sys, train
-def slow(self, epoch):
-    os.kill(os.getpid(), signal.SIGINT)
-    os.kill(os.getpid(), signal.SIGINT)
-    os._exit(99)
-train.Stack.run_epoch = slow
-sys.exit(train.main(sys.argv[1:]))
-"""
-    done = python(script, "--data", str(ratings_csv), "--out", "run")
-    assert done.returncode == -signal.SIGINT  # 130 to a shell
+def test_a_second_stop_signal_stops_at_once(command):
+    child = os.fork()
+    if child == 0:
+        try:
+            with before_epoch(lambda epoch: [os.kill(os.getpid(), signal.SIGINT) for _ in "12"]):
+                command("--epochs 1")
+        finally:
+            os._exit(99)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGINT  # 130 to a shell
     assert torch.load("run/resume.pt", weights_only=True)["epoch"] == 0
 
 
@@ -343,7 +327,9 @@ import plot, train
 sys.exit(train.main(sys.argv[1:]) or plot.main(["run"]))
 """
     words = f"--data {ratings_csv} --epochs 20 --lr 0.01 --validation 0.1 --out run"
-    done = python(script, *words.split())
+    environment = os.environ | {"PYTHONPATH": str(Path(train.__file__).parent)}
+    python = [sys.executable, "-c", script, *words.split()]
+    done = subprocess.run(python, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     hits = recomputed("run")["hit_at_1"]
     assert hits > 0 and json.loads(done.stdout.splitlines()[0])["hit_at_1"] == pytest.approx(hits)
