@@ -113,15 +113,14 @@ def test_odd_but_sound_data_trains(command):
         assert code == 0 and 0 < result["mrr"] <= 1 and np.isfinite(result["mse"])
 
 
+ALL_PICKED = [(user, item, 3) for user in range(20) for item in range(5)]
+
+
 @pytest.mark.parametrize(
     "rows, more, named",
     [
         ([(user, 1, 4) for user in range(40)], "", "a single item"),
-        (
-            [(u, i, 3) for u in range(20) for i in range(5)],
-            "--exclude-positives",
-            "has interacted with all 5 items",
-        ),
+        (ALL_PICKED, "--exclude-positives", "has interacted with all 5 items"),
         ([(1, 1, 3), (1, 2, 4)], "", "cut 2 rows"),
     ],
 )
