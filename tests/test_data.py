@@ -1,11 +1,14 @@
 """Claims about data.py: what load accepts and refuses, what a split is, what is planted."""
 
+import functools
 import hashlib
 import io
+import os
 import random
-import threading
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -343,54 +346,57 @@ def test_load_agrees_with_the_oracle_on_any_text(tmp_path_factory, body):
     assert fuzz_data.verdict(path, content) in ("accepted", "refused")
 
 
-# ---------------------------------------------------------------- ml-100k, on a tiny stand-in
+# ---------------------------------------------------------------- named data sets
 
 TINY = [(10, 3, 5, 100), (2, 3, 4, 300), (10, 1, 1, 200)]
-CANONICAL = "2\t3\t4\t300\n10\t1\t1\t200\n10\t3\t5\t100\n"
+CANONICAL = b"2\t3\t4\t300\n10\t1\t1\t200\n10\t3\t5\t100\n"
+ML_100K = data.DATASETS["ml-100k"]
+GROUPLENS, WHEEL = ML_100K.sources
 
 
-def tiny_archive(source: data._Source) -> bytes:
+def tiny_archive(source: data.Source, ratings_member: str) -> bytes:
     rows = "".join("\t".join(map(str, row)) + "\n" for row in TINY)
     titles = "1|Misérables, Les (1995)|x\n3|unknown||\n".encode("latin-1")
-    if source is data.WHEEL:
+    if source is WHEEL:
         rows = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n" + rows
         titles = "item_id:token\tmovie_title\tyear\tclass\n1\tMisérables, Les\t1995\tx\n".encode()
         titles += b"3\tunkonwn\tunkonwn\tunknown"
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
-        archive.writestr(source.ratings_member, rows)
-        archive.writestr(source.titles_member, titles)
-        archive.writestr("../outside", "an archive can't write outside its folder")
+        archive.writestr(ratings_member, rows)
+        archive.writestr(source.titles, titles)
     return content.getvalue()
 
 
 class Shelf:
-    """Stands in for both sources; `serves` holds what a download brings, or the error it meets."""
+    """The data set "tiny", one entry; `serves` holds what a download brings, or its error."""
 
     def __init__(self, folder: Path, monkeypatch) -> None:
-        self.cache, self.fetched = folder / "cache", []
-        self.archives = {"GroupLens": tiny_archive(data.GROUPLENS)}
-        self.archives["the RecBole wheel"] = tiny_archive(data.WHEEL)
-        self.serves: dict[str, bytes | Exception] = dict(self.archives)
-        sources = []
-        for source in data.SOURCES:
-            digest = hashlib.new(source.algorithm, self.archives[source.label]).hexdigest()
-            sources.append(source._replace(digest=digest, fetch=self.fetcher(source)))
-        monkeypatch.setattr(data, "SOURCES", tuple(sources))
-        monkeypatch.setattr(data, "ML_100K_SHA256", hashlib.sha256(CANONICAL.encode()).hexdigest())
+        self.cache, self.fetched, self.monkeypatch = folder / "cache", [], monkeypatch
+        self.archives = {
+            source: tiny_archive(source, source.ratings) for source in (GROUPLENS, WHEEL)
+        }
+        self.serves: dict[data.Source, bytes | Exception] = dict(self.archives)
         monkeypatch.setenv("MULTITASK_DATA", str(self.cache))
+        self.enter(hashlib.sha256(CANONICAL).hexdigest())
 
-    def fetcher(self, source: data._Source):
-        def fetch(folder: Path) -> None:
-            self.fetched.append(source.label)
-            served = self.serves[source.label]
-            if isinstance(served, Exception):
-                raise served
-            (folder / source.file_name).write_bytes(served[: len(served) // 2])
-            time.sleep(0.01)
-            (folder / source.file_name).write_bytes(served)
+    def enter(self, sha256: str) -> None:
+        sources = []
+        for source, archive in self.archives.items():
+            known_hash = "sha256:" + hashlib.sha256(archive).hexdigest()
+            download = functools.partial(self.download, source)
+            sources.append(replace(source, known_hash=known_hash, downloader=download))
+        entry = data.Dataset(sha256, tuple(sources), about="Tiny is nobody's")
+        self.monkeypatch.setitem(data.DATASETS, "tiny", entry)
 
-        return fetch
+    def download(self, source: data.Source, address: str, output: str, _) -> None:
+        self.fetched.append(source)
+        served = self.serves[source]
+        if isinstance(served, Exception):
+            raise served
+        Path(output).write_bytes(served[: len(served) // 2])
+        time.sleep(0.01)
+        Path(output).write_bytes(served)
 
     def files(self) -> list[str]:
         return sorted(path.name for path in self.cache.iterdir())
@@ -401,91 +407,108 @@ def shelf(tmp_path, monkeypatch) -> Shelf:
     return Shelf(tmp_path, monkeypatch)
 
 
-def test_the_sources_are_the_published_ones_in_order():
-    assert [source.label for source in data.SOURCES] == ["GroupLens", "the RecBole wheel"]
-    assert data.GROUPLENS.digest == "0e33842e24a9c977be4e0107933c0723"
-    assert data.WHEEL.digest == "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
-    assert data.ML_100K_SHA256.startswith("6cfffb52c89b05fb")
+def test_ml_100k_is_the_published_one_from_grouplens_or_else_the_wheel():
+    assert [source.label for source in ML_100K.sources] == ["GroupLens", "the RecBole wheel"]
+    assert GROUPLENS.known_hash == "md5:0e33842e24a9c977be4e0107933c0723"
+    wheel = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
+    assert WHEEL.known_hash == f"sha256:{wheel}"
+    assert ML_100K.sha256.startswith("6cfffb52c89b05fb")
 
 
-@pytest.mark.parametrize("label", ["GroupLens", "the RecBole wheel"])
-def test_both_sources_give_the_same_rows_labels_and_titles(shelf, label, capsys):
-    for other in shelf.serves.keys() - {label}:
-        shelf.serves[other] = OSError("unreachable")
-    loaded = data.load("ml-100k")
-    rows = [tuple(map(int, row)) for row in fuzz_data.loaded_rows(loaded)]
-    assert rows == TINY
+@pytest.mark.parametrize("source, other", [(GROUPLENS, WHEEL), (WHEEL, GROUPLENS)])
+def test_one_entry_gives_a_data_set_by_name_the_same_from_every_source(
+    shelf, source, other, capsys
+):
+    shelf.serves[other] = OSError("unreachable")
+    loaded = data.load("tiny")
+    assert [tuple(map(int, row)) for row in fuzz_data.loaded_rows(loaded)] == TINY
     assert loaded.user_labels.tolist() == [2, 10] and loaded.item_labels.tolist() == [1, 3]
     assert loaded.item_titles.tolist() == ["Misérables, Les (1995)", "unknown"]
-    assert loaded.sha256 == hashlib.sha256(CANONICAL.encode()).hexdigest()
-    assert f"ml-100k served by {label}" in capsys.readouterr().err
+    assert (loaded.name, loaded.sha256) == ("tiny", hashlib.sha256(CANONICAL).hexdigest())
+    assert data.canonical_rows(loaded) == CANONICAL
+    served = f"tiny served by {shelf.cache / source.file_name}"
+    assert f"{served}; Tiny is nobody's" in capsys.readouterr().err
+    shelf.serves[source] = OSError("the cache comes first")
+    assert len(data.load("tiny")) == 3
+    assert f"{served}\n" in capsys.readouterr().err
 
 
-def test_the_cache_comes_before_grouplens_and_grouplens_before_the_wheel(shelf, capsys):
-    data.load("ml-100k")
-    assert shelf.fetched == ["GroupLens"] and shelf.files() == ["ml-100k.zip"]
-    data.load("ml-100k")
-    assert shelf.fetched == ["GroupLens"]
-    assert "ml-100k served by the cache" in capsys.readouterr().err
+def test_canonical_rows_are_sorted_by_number_with_the_shortest_decimals(tmp_path):
+    loaded = load_text(tmp_path, "user,item,rating\n10,1,3.5\n9,2,4.0\n9,1,0.5\n")
+    assert data.canonical_rows(loaded) == b"9\t1\t0.5\n9\t2\t4\n10\t1\t3.5\n"
 
 
-def test_a_corrupt_cached_file_is_replaced_and_never_used(shelf, capsys):
+def test_grouplens_comes_before_the_wheel_and_what_is_there_before_both(shelf):
+    data.load("tiny")
+    data.load("tiny")
+    assert shelf.fetched == [GROUPLENS] and shelf.files() == ["ml-100k.zip"]
+    (shelf.cache / "ml-100k.zip").unlink()
+    write(shelf.cache, shelf.archives[WHEEL], WHEEL.file_name)
+    data.load("tiny")
+    assert shelf.fetched == [GROUPLENS]
+
+
+def test_a_corrupt_cached_file_is_replaced_and_never_used(shelf):
     shelf.cache.mkdir()
-    cached = write(shelf.cache, shelf.archives["GroupLens"][:-1], "ml-100k.zip")
-    assert len(data.load("ml-100k")) == 3
-    assert cached.read_bytes() == shelf.archives["GroupLens"]
-    assert "corrupt or truncated" in capsys.readouterr().err
+    cached = write(shelf.cache, shelf.archives[GROUPLENS][:-1], "ml-100k.zip")
+    assert len(data.load("tiny")) == 3
+    assert cached.read_bytes() == shelf.archives[GROUPLENS]
 
 
-def test_a_truncated_download_is_thrown_away_and_the_next_source_serves(shelf, capsys):
-    shelf.serves["GroupLens"] = shelf.archives["GroupLens"][:100]
-    assert len(data.load("ml-100k")) == 3
-    assert shelf.files() == [data.WHEEL.file_name]
-    assert "served by the RecBole wheel" in capsys.readouterr().err
+def test_a_truncated_download_is_thrown_away_and_the_next_source_serves(shelf):
+    shelf.serves[GROUPLENS] = shelf.archives[GROUPLENS][:100]
+    assert len(data.load("tiny")) == 3
+    assert shelf.files() == [WHEEL.file_name]
 
 
-def test_an_intact_archive_with_other_rows_is_refused(shelf, monkeypatch):
-    monkeypatch.setattr(data, "ML_100K_SHA256", "0" * 64)
-    with pytest.raises(FileNotFoundError, match="other rows than ml-100k's"):
-        data.load("ml-100k")
-    assert shelf.files() == []
+@pytest.mark.parametrize(
+    "change, complaint",
+    [
+        (lambda shelf: shelf.enter("0" * 64), "other rows than tiny's: SHA-256"),
+        (
+            lambda shelf: shelf.monkeypatch.setattr(data, "LARGEST_MEMBER", 20),
+            "unpacks to more than 20 bytes",
+        ),
+        (
+            lambda shelf: write(shelf.cache.parent, "a file in its way", "cache"),
+            "File exists|Not a",
+        ),
+    ],
+    ids=["other rows", "too large a member", "no cache folder"],
+)
+def test_a_named_set_that_is_not_what_it_should_be_is_refused(shelf, change, complaint):
+    change(shelf)
+    with pytest.raises(FileNotFoundError, match=complaint):
+        data.load("tiny")
+    with pytest.raises(FileNotFoundError, match=complaint):  # nor from the cache
+        data.load("tiny")
 
 
-def test_a_member_that_unpacks_too_large_is_refused(shelf, monkeypatch):
-    monkeypatch.setattr(data, "LARGEST_MEMBER", 20)
-    with pytest.raises(FileNotFoundError, match="unpacks to more than 20 bytes"):
-        data.load("ml-100k")
+def test_an_archive_without_the_ratings_is_refused(shelf):
+    shelf.archives = {GROUPLENS: tiny_archive(GROUPLENS, "../outside"), WHEEL: b"no zip"}
+    shelf.serves = dict(shelf.archives)
+    shelf.enter("")
+    with pytest.raises(FileNotFoundError, match="is no archive of tiny.*is no archive of tiny"):
+        data.load("tiny")
 
 
 def test_no_network_and_no_cache_say_in_one_line_what_was_tried_and_what_would_help(shelf):
-    shelf.serves["GroupLens"] = OSError("timed out\nafter 5 s")
-    shelf.serves["the RecBole wheel"] = shelf.archives["the RecBole wheel"][:100]
+    shelf.serves[GROUPLENS] = OSError("timed out\nafter 5 s")
+    shelf.serves[WHEEL] = shelf.archives[WHEEL][:100]
     with pytest.raises(FileNotFoundError) as refusal:
-        data.load("ml-100k")
+        data.load("tiny")
     message = str(refusal.value)
     assert len(message.splitlines()) == 1
-    for part in (f"{shelf.cache}: holds no copy", "GroupLens: timed out after 5 s", "--data PATH"):
+    for part in ("GroupLens: timed out after 5 s", str(shelf.cache), "--data PATH"):
         assert part in message
-    assert "the RecBole wheel: corrupt or truncated: 100 bytes with sha256" in message
+    assert "the RecBole wheel: SHA256 hash of downloaded file" in message
     assert shelf.files() == []
 
 
-def test_a_cache_folder_that_cant_be_made_is_one_line(shelf, tmp_path, monkeypatch):
-    write(tmp_path, "a file in its way", "cache")
-    with pytest.raises(FileNotFoundError, match="File exists"):
-        data.load("ml-100k")
-
-
 def test_downloads_at_the_same_time_dont_hurt_each_other(shelf):
-    lengths = []
-    threads = [
-        threading.Thread(target=lambda: lengths.append(len(data.load("ml-100k")))) for _ in range(8)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert lengths == [3] * 8 and shelf.files() == ["ml-100k.zip"]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(len, pool.map(data.load, ["tiny"] * 8))) == [3] * 8
+    assert shelf.files() == ["ml-100k.zip"]
 
 
 def test_a_failing_pip_is_reported_by_its_last_line(tmp_path, monkeypatch):
@@ -493,7 +516,88 @@ def test_a_failing_pip_is_reported_by_its_last_line(tmp_path, monkeypatch):
     fake.chmod(0o755)
     monkeypatch.setattr(data.sys, "executable", str(fake))
     with pytest.raises(OSError, match="^pip download: ERROR: no such thing$"):
-        data._fetch_wheel(tmp_path)
+        WHEEL.downloader(WHEEL.address, str(tmp_path / "wheel"), None)
+
+
+# ---------------------------------------------------------------- what is kept of large files
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch) -> Path:
+    """The folder where arrays are kept; every file counts as large."""
+    monkeypatch.setenv("MULTITASK_DATA", str(tmp_path / "kept"))
+    monkeypatch.setattr(data, "KEPT_FROM", 0)
+    return tmp_path / "kept"
+
+
+def everything(loaded: data.Interactions) -> list:
+    arrays = [value for value in vars(loaded).values() if isinstance(value, np.ndarray)]
+    return [(a.dtype.str, a.tolist()) for a in arrays] + [repr(loaded), loaded.timestamps is None]
+
+
+@pytest.mark.parametrize("header", [HEADER, HEADER.replace("timestamp", "extra")])
+def test_a_large_file_is_read_once_and_then_recalled_the_same(
+    kept, tmp_path, header, capsys, monkeypatch
+):
+    path = write(tmp_path, header + "é,007,3.5,4\nb,2,1,5\nb,2,4,6\n")
+    first, told = everything(data.load(path)), capsys.readouterr().err
+    assert len(list(kept.iterdir())) == 1 and "1 repeated" in told
+    with monkeypatch.context() as patch:
+        patch.delattr(data, "_parse")
+        assert everything(data.load(path)) == first
+        assert capsys.readouterr().err == told
+        write(tmp_path, header + "é,007,3.5,4\nb,2,1,5\nb,2,5,6\n")  # of the same length
+        with pytest.raises(NameError, match="_parse"):
+            data.load(path)
+
+
+def test_arrays_kept_by_another_reader_are_not_recalled(kept, tmp_path, monkeypatch):
+    path = write(tmp_path, HEADER + "1,2,3,4\n")
+    data.load(path)
+    monkeypatch.setattr(data, "__file__", str(write(tmp_path, "an edited reader", "data.py")))
+    data.load(path)
+    assert len(list(kept.iterdir())) == 2
+
+
+@pytest.mark.parametrize("place", [0.0, 0.2, 0.5, 0.8, 0.999])
+@pytest.mark.parametrize("cut", [True, False])
+def test_damaged_kept_arrays_are_ignored_and_replaced(kept, tmp_path, place, cut, capsys):
+    path = write(tmp_path, HEADER + "".join(f"{k},{k % 7},3,{k}\n" for k in range(500)))
+    first = everything(data.load(path))
+    (arrays,) = kept.iterdir()
+    whole = arrays.read_bytes()
+    at = int(place * len(whole))
+    arrays.write_bytes(whole[:at] + (b"" if cut else bytes([whole[at] ^ 255]) + whole[at + 1 :]))
+    assert everything(data.load(path)) == first and everything(data.load(path)) == first
+    assert list(kept.iterdir()) == [arrays] and capsys.readouterr().err == ""
+
+
+def test_a_folder_that_cannot_be_written_is_no_error(kept, tmp_path, monkeypatch, capsys):
+    path = write(tmp_path, HEADER + "1,2,3,4\n")
+    write(tmp_path, "a file in its way", "kept")
+    assert len(data.load(path)) == 1
+    kept.unlink()
+    monkeypatch.setattr(data.np, "savez", lambda file, **arrays: os.write(-1, b"disk full"))
+    assert len(data.load(path)) == 1
+    assert list(kept.iterdir()) == [] and capsys.readouterr().err == ""
+
+
+def test_kept_arrays_are_bounded_and_the_longest_unused_go_first(kept, tmp_path, monkeypatch):
+    paths = [write(tmp_path, HEADER + f"{k},2,3,4\n", f"{k}.csv") for k in range(3)]
+    used, unused = ("rows-" + data.load(path).sha256 for path in paths[:2])
+    for age, name in ((200, used), (100, unused)):
+        (arrays,) = kept.glob(f"{name}*")
+        os.utime(arrays, (1e9 - age, 1e9 - age))
+    data.load(paths[0])
+    monkeypatch.setattr(data, "KEPT_BYTES", int(1.9 * arrays.stat().st_size))
+    added = "rows-" + data.load(paths[2]).sha256
+    assert {file.name[: len(added)] for file in kept.iterdir()} == {used, added}
+
+
+def test_small_files_are_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("MULTITASK_DATA", str(tmp_path / "kept"))
+    load_text(tmp_path, HEADER + "1,2,3,4\n")
+    assert not (tmp_path / "kept").exists()
 
 
 # ---------------------------------------------------------------- synthetic data
