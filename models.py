@@ -445,13 +445,14 @@ def check_ids(kind: str, ids: Tensor, n: int) -> None:
 class OneRun(nn.Module):
     """One trained run with the face of a single network, however it was trained.
 
-    An ensemble's run has M members: scores and ratings are their means. Ids are contiguous int64
-    of shape (B,); an id out of range raises IndexError.
+    An ensemble's run has M members: scores and ratings are their means; ratings are cut to the
+    range ``clip``, (low, high), if given. Ids are contiguous int64 of shape (B,); an id out of
+    range raises IndexError.
     """
 
-    def __init__(self, members: MultiTaskNet):
+    def __init__(self, members: MultiTaskNet, clip: tuple[float, float] | None = None):
         super().__init__()
-        self.members = members
+        self.members, self.clip = members, clip
 
     def forward(self, user_ids: Tensor, item_ids: Tensor) -> tuple[Tensor, Tensor]:
         """(B,) user and item ids -> (B,) interaction scores and (B,) predicted ratings."""
@@ -462,7 +463,8 @@ class OneRun(nn.Module):
             )
         m = len(self.members.users)
         scores, ratings = self.members(user_ids.expand(m, -1), item_ids.expand(m, -1))
-        return scores.mean(0), ratings.mean(0)
+        ratings = ratings.mean(0)
+        return scores.mean(0), ratings if self.clip is None else ratings.clamp(*self.clip)
 
     def interaction_scores(self, user_ids: Tensor) -> Tensor:
         """(B,) user ids -> (B, n_items) interaction scores of the whole catalogue."""

@@ -554,9 +554,7 @@ class Stack:
         }
 
     def load_state_dict(self, state: dict[str, Tensor | bool | None]) -> None:
-        """Go on from a state. What began by autograd goes on by it, what didn't is proved anew."""
-        if state["written_out"] is False:
-            self.written_out = False
+        """Go on from a state; what computes the gradients stays as it is settled."""
         for name, tensor in self.state_dict().items():
             if isinstance(tensor, Tensor):
                 tensor.copy_(state[name])

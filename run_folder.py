@@ -376,4 +376,7 @@ def load_run(folder: str | Path) -> Run:
         {name: float(cell) if cell else None for name, cell in row.items() if name != "run_id"}
         for row in rows
     ]
-    return Run(OneRun(net.requires_grad_(False).eval()), data, split, config, history)
+    known, clip = data.ratings[split.train], None
+    if config["clip_ratings"]:
+        clip = float(known.min()), float(known.max())
+    return Run(OneRun(net.requires_grad_(False).eval(), clip), data, split, config, history)

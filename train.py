@@ -169,7 +169,7 @@ class Training:
         if self.state["data_sha256"] != self.data.sha256:
             raise ValueError(f"{args['data']} is no longer the data that {self.out} began on")
         if state and state["stack"]["written_out"] is False:
-            self.stack.written_out = False  # it began by autograd
+            self.stack.written_out = False  # what began by autograd goes on by it
         self.stack.prepare()
         if state:
             self.stack.load_state_dict(state["stack"])

@@ -48,7 +48,9 @@ CURVES = {
 
 
 @pytest.mark.parametrize(
-    "more", ["", "--validation 0.1", "--rating-biases", "--rating-biases --separate", EVERY_OPTION]
+    "more",
+    ["", "--validation 0.1", "--rating-biases", "--rating-biases --separate", EVERY_OPTION]
+    + ["--clip-ratings --epochs 1"],
 )
 def test_a_run_folder_holds_what_recomputes_its_numbers(finished, planted, more):
     folder, result = finished(f"--epochs 3 {more}")
