@@ -383,17 +383,18 @@ class IMTLG(OfGram, name="imtl-g"):
 class AlignedMTL(OfGram, name="aligned-mtl"):
     """w = √λ_min·G^{−1/2}·1 = (b + √D − c, a + √D − c) / √(λ_max·(a + b + 2√D)), λ of G.
 
-    If λ_min ≤ 2ε·λ_max, ε float32's, then (a + c, b + c) / (a + b), as in the sources.
+    If λ_min ≤ 2ε·λ_max, ε float32's, its direction is dropped, as in the sources:
+    w = (a + c − λ_min, b + c − λ_min) / (λ_max − λ_min).
     Senushkin et al., Independent Component Alignment for Multi-Task Learning, CVPR 2023.
     """
 
     def form(self, squares, product):
         trace, square = squares.sum(1, keepdim=True), determinant(squares, product)
         largest = trace / 2 + (squares.diff(dim=1).square() / 4 + product.square()).sqrt()
-        kept = square > 2 * torch.finfo(torch.float32).eps * largest.square()  # D = λ_min·λ_max
-        root = square.sqrt()
+        least, root = square / largest, square.sqrt()
         full = (squares.flip(1) + root - product) / (largest * (trace + 2 * root)).sqrt()
-        return torch.where(kept, full, (squares + product) / trace)
+        kept = least > 2 * torch.finfo(torch.float32).eps * largest
+        return torch.where(kept, full, (squares + product - least) / (largest - least))
 
 
 # ---- the runs of a stack -------------------------------------------------------------------
