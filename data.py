@@ -342,19 +342,29 @@ def _parse(content: bytes, shown: str) -> dict[str, np.ndarray]:
     first = next(records, None)
     if first is None:
         raise _wrong(f"{shown} has a header but no rows", "at least one rating")
-    try:
-        blocks = list(_by_pandas(content, start, delimiter, len(header), positions))
-    except (ValueError, OverflowError):  # a bad cell, or more than pandas is trusted with here
+    for texts in ({"rating"}, {"rating", "user", "item"}):
+        try:
+            plain = _plain_blocks(content, start, delimiter, len(header))
+            blocks = list(_by_pandas(plain, delimiter, len(header), positions, texts))
+            break
+        except (ValueError, OverflowError):  # a bad cell, or more than pandas is trusted with here
+            continue
+    else:
         records = itertools.chain([first], records)
         blocks = list(_by_csv(records, header, positions, shown))
     columns: dict[str, np.ndarray] = {}
     for side in ("user", "item"):
-        ids = union_categoricals([block.pop(side) for block in blocks])
-        labels = ids.categories.to_numpy(dtype=str)
-        if all(map(_is_int64, ids.categories)):
-            labels = labels.astype(np.int64)
-        columns[f"{side}_labels"], ranks = np.unique(labels, return_inverse=True)
-        columns[f"{side}_ids"] = ranks[ids.codes]
+        parts = [block.pop(side) for block in blocks]
+        if isinstance(parts[0], np.ndarray):
+            ids, labels = pd.factorize(np.concatenate(parts), sort=True)
+        else:
+            merged = union_categoricals(parts)
+            labels = merged.categories.to_numpy(dtype=str)
+            if all(map(_is_int64, labels.tolist())):
+                labels = labels.astype(np.int64)
+            labels, ranks = np.unique(labels, return_inverse=True)
+            ids = ranks[merged.codes]
+        columns[f"{side}_ids"], columns[f"{side}_labels"] = ids, labels
     columns["ratings"] = np.concatenate([block["rating"] for block in blocks], dtype=np.float32)
     if "timestamp" in positions:
         columns["timestamps"] = np.concatenate([block["timestamp"] for block in blocks])
@@ -366,43 +376,58 @@ def _parse(content: bytes, shown: str) -> dict[str, np.ndarray]:
     return dict(columns, dropped=np.int64(dropped.size))
 
 
-def _by_pandas(
-    content: bytes, start: int, delimiter: str, width: int, positions: dict[str, int]
-) -> Iterator[dict]:
-    """The columns of a plain file, block by block; ValueError if it isn't one or a cell is wrong.
+def _plain_blocks(content: bytes, start: int, delimiter: str, width: int) -> Iterator[bytes]:
+    """Whole lines below the header at `start`; ValueError where pandas isn't trusted with them.
 
-    Plain: no quotes or blanks, and every line has `width` fields. Pandas pads short rows, cuts long
-    ones and trims blanks in silence, so the separators are compared with what they should be.
+    Pandas pads short rows, cuts long ones and trims blanks in silence, so there must be no blanks
+    and no quotes, and the separators are compared with what they should be.
     """
     odd = any(byte in content for byte in b'"\0 \t\v\f' if chr(byte) != delimiter)
-    if odd or content.count(b"\r") != content.count(b"\r\n"):
+    if odd or (b"\r" in content and content.count(b"\r") != content.count(b"\r\n")):
         raise ValueError("not plain")
     separators = (delimiter * (width - 1) + "\n").encode()
     others = bytes(set(range(256)) - set(separators))
-    types = dict.fromkeys(set(range(width)) - {positions.get("timestamp")}, "category")
-    # Pandas takes a category's texts for numbers if all are ("007", "1.0"): a first line of words.
-    words = delimiter.join("no number" if k in types else "0" for k in range(width)) + "\n"
     start, stop = content.index(b"\n", start) + 1, len(content)
     while content[stop - 1] in b"\r\n":
         stop -= 1
     while start < stop:
         end = content.rfind(b"\n", start, min(start + BLOCK, stop)) + 1 or stop
-        block = content[start:end].rstrip(b"\r\n") + b"\n"
-        start = end
+        block = content[start:end] + b"\n" * (end == stop)
         found = block.translate(None, delete=others)
-        if found != separators * found.count(b"\n"):
+        if found != separators * (len(found) // width):
             raise ValueError("not plain")
-        lines = io.BytesIO(words.encode() + block)
-        options = {"na_filter": False, "low_memory": False, "skip_blank_lines": False}
-        table = pd.read_csv(lines, sep=delimiter, header=None, dtype=types, **options).iloc[1:]
+        yield block
+        start = end
+
+
+def _by_pandas(
+    blocks: Iterator[bytes], delimiter: str, width: int, positions: dict[str, int], texts: set[str]
+) -> Iterator[dict]:
+    """The columns of plain blocks, ids as categories of `texts` or else as the numbers they write;
+    ValueError where a cell is wrong, or no canonical whole number where it should be one."""
+    whole = positions.keys() - texts
+    types = dict.fromkeys(set(range(width)) - {positions[kind] for kind in whole}, "category")
+    # Pandas takes a category's texts for numbers if all are ("007", "1.0"): a first line of words.
+    words = delimiter.join("no number" if k in types else "0" for k in range(width)) + "\n"
+    options = {"na_filter": False, "low_memory": False, "skip_blank_lines": False}
+    for block in blocks:
+        if "user" in whole:
+            before, digit, after = (
+                np.frombuffer(block, np.uint8)[k : len(block) - 2 + k] for k in range(3)
+            )
+            padded = (before <= ord("-")) & (digit == ord("0")) & (after >= ord("0"))
+            if block.startswith(b"0") or b"+" in block or b"-0" in block or padded.any():
+                raise ValueError("'007', '+7' or '-0'")
+        file = io.BytesIO(words.encode() + block)
+        table = pd.read_csv(file, sep=delimiter, header=None, dtype=types, **options).iloc[1:]
         columns = {kind: table[position].values for kind, position in positions.items()}
-        for side in ("user", "item"):
-            columns[side] = columns[side].remove_categories(["no number"])
-            list(map(_label, columns[side].categories))
-        ratings = columns["rating"].remove_categories(["no number"])
-        columns["rating"] = np.array(list(map(_rating, ratings.categories)))[ratings.codes]
-        if columns.get("timestamp", np.empty(0, np.int64)).dtype != np.int64:
+        if any(columns[kind].dtype != np.int64 for kind in whole):
             raise ValueError("not all whole numbers")
+        for kind in texts:
+            columns[kind] = columns[kind].remove_categories(["no number"])
+            cells = [CELLS[kind](text) for text in columns[kind].categories.tolist()]
+            if kind == "rating":
+                columns[kind] = np.array(cells)[columns[kind].codes]
         yield columns
 
 
