@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import data
+import ratings_file
 from checks import fuzz_data
 from checks.synthetic import synthetic
 
@@ -526,7 +527,7 @@ def test_a_failing_pip_is_reported_by_its_last_line(tmp_path, monkeypatch):
 def kept(tmp_path, monkeypatch) -> Path:
     """The folder where arrays are kept; every file counts as large."""
     monkeypatch.setenv("MULTITASK_DATA", str(tmp_path / "kept"))
-    monkeypatch.setattr(data, "KEPT_FROM", 0)
+    monkeypatch.setattr(ratings_file, "KEPT_FROM", 0)
     return tmp_path / "kept"
 
 
@@ -543,7 +544,7 @@ def test_a_large_file_is_read_once_and_then_recalled_the_same(
     first, told = everything(data.load(path)), capsys.readouterr().err
     assert len(list(kept.iterdir())) == 1 and "1 repeated" in told
     with monkeypatch.context() as patch:
-        patch.delattr(data, "_parse")
+        patch.delattr(ratings_file, "_parse")
         assert everything(data.load(path)) == first
         assert capsys.readouterr().err == told
         write(tmp_path, header + "é,007,3.5,4\nb,2,1,5\nb,2,5,6\n")  # of the same length
@@ -554,7 +555,9 @@ def test_a_large_file_is_read_once_and_then_recalled_the_same(
 def test_arrays_kept_by_another_reader_are_not_recalled(kept, tmp_path, monkeypatch):
     path = write(tmp_path, HEADER + "1,2,3,4\n")
     data.load(path)
-    monkeypatch.setattr(data, "__file__", str(write(tmp_path, "an edited reader", "data.py")))
+    monkeypatch.setattr(
+        ratings_file, "__file__", str(write(tmp_path, "an edited reader", "data.py"))
+    )
     data.load(path)
     assert len(list(kept.iterdir())) == 2
 
@@ -577,7 +580,7 @@ def test_a_folder_that_cannot_be_written_is_no_error(kept, tmp_path, monkeypatch
     write(tmp_path, "a file in its way", "kept")
     assert len(data.load(path)) == 1
     kept.unlink()
-    monkeypatch.setattr(data.np, "savez", lambda file, **arrays: os.write(-1, b"disk full"))
+    monkeypatch.setattr(ratings_file.np, "savez", lambda file, **arrays: os.write(-1, b"disk full"))
     assert len(data.load(path)) == 1
     assert list(kept.iterdir()) == [] and capsys.readouterr().err == ""
 
@@ -589,7 +592,7 @@ def test_kept_arrays_are_bounded_and_the_longest_unused_go_first(kept, tmp_path,
         (arrays,) = kept.glob(f"{name}*")
         os.utime(arrays, (1e9 - age, 1e9 - age))
     data.load(paths[0])
-    monkeypatch.setattr(data, "KEPT_BYTES", int(1.9 * arrays.stat().st_size))
+    monkeypatch.setattr(ratings_file, "KEPT_BYTES", int(1.9 * arrays.stat().st_size))
     added = "rows-" + data.load(paths[2]).sha256
     assert {file.name[: len(added)] for file in kept.iterdir()} == {used, added}
 
