@@ -7,9 +7,8 @@
 Rows always keep the order of their source. Users and items are numbered contiguously from 0,
 in the order of their labels: numeric when all labels are integers, else lexical.
 
-MovieLens 100K is GroupLens' (Harper and Konstan, "The MovieLens Datasets: History and Context",
-ACM TiiS 5(4), 2015, https://doi.org/10.1145/2827872); its licence forbids redistribution, so it is
-fetched on first use and kept in `$MULTITASK_DATA`, by default the user's cache folder.
+A named data set is one entry of `DATASETS`; it is fetched on first use and kept in
+`$MULTITASK_DATA`, by default the user's cache folder.
 """
 
 import hashlib
@@ -201,7 +200,8 @@ def load(source: str | Path) -> Interactions:
     """The ratings of a named data set (`DATASETS`) or of a CSV or TSV file with a header.
 
     A file has columns for user, item, rating and, if it likes, timestamp, under the names of
-    MovieLens, RecBole or the obvious ones (`COLUMNS`, in any case and order); others are ignored.
+    MovieLens, RecBole or the obvious ones (`ratings_file.COLUMNS`), in any case and order; others
+    are ignored.
     Text is UTF-8, fields are separated by tabs if the header has one, else by commas, and may be
     quoted. Ids are text, kept as they are; ratings finite decimals; timestamps whole numbers.
     Blank lines are skipped. Of a repeated (user, item) pair the last by time stays, or without

@@ -36,7 +36,8 @@ END = (
 
 
 def write_ratings(path: Path, rows: int) -> None:
-    n_users, n_items = max(1, rows * 138_493 // 20_000_000), max(20, rows * 26_744 // 20_000_000)
+    share = (rows / 20_000_000) ** 0.5
+    n_users, n_items = round(138_493 * share), round(26_744 * share)
     made = synthetic(n_users, n_items, rows, seed=0)
     halves = np.random.default_rng(0).integers(0, 2, rows) / 2
     columns = {
