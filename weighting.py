@@ -459,13 +459,14 @@ class Weightings:
                 self.groups.append((group, index if len(alike) > 1 else None))
             else:
                 self.shared[index], self.own[index] = group(group.ones)
-        self.needs_gram = any(method.needs_gram for method in self.methods)
         self.needs_after = any(method.needs_after for method in self.methods)
-
-    def mask(self, flag: str) -> Tensor:
-        """(R,) bools: a flag of the runs' methods, like "needs_gram"."""
-        flags = [getattr(method, flag) for method in self.methods]
-        return torch.tensor(flags, device=self.shared.device)
+        self.moves = any(method.moves for method in self.methods)
+        self.per_task_moments = torch.tensor(
+            [method.per_task_moments for method in self.methods], device=self.shared.device
+        )
+        # Whether the tasks' gradients are needed apart: else one weighted sum of the losses serves.
+        self.split = bool(self.per_task_moments.any())
+        self.apart = self.split or any(not method.weights_own for method in self.methods)
 
     def __call__(self, losses: Tensor, gram: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Once a step: (R, 2) and (R, 2, 2) -> weights of shared and of own parameters, (R, 2).
