@@ -73,7 +73,7 @@ def differs(stack, batch) -> str | None:
     found, weights = [], stack.weighting.state_dict()
     before = {name: tensor.clone() for name, tensor in weights.items()}
     for stack.written_out in (False, True):
-        losses, _ = stack.fill_gradients(batch)
+        losses, *_ = stack.fill_gradients(batch)
         gradients = stack.memory.views(stack.memory.grads.clone())
         found.append([*losses.T, *(gradient.flatten(1) for gradient in gradients)])
         stack.weighting.load_state_dict(before)  # nor does a method move by it
@@ -89,11 +89,11 @@ def differs(stack, batch) -> str | None:
 
 
 @torch.no_grad()
-def pairwise_step(stack, batch) -> tuple[Tensor, Tensor]:
+def pairwise_step(stack, batch) -> tuple[Tensor, Tensor, Tensor | None]:
     """Add the gradients of the weighted losses to every parameter's ``.grad``.
 
     L_F is of the margin d = p⁺ − p⁻: 1 − σ(d), or −log σ(d); L_R of the MLP's ratings.
-    Returns L_F and L_R, and the weights of what the tasks share: (R, 2) each.
+    Returns what `Stack.fill_gradients` does.
     """
     net, users, items, negatives = stack.net, batch.users, batch.items, batch.negatives
     layer, output = net.rating_head.hidden, net.rating_head.output
@@ -168,6 +168,7 @@ def pairwise_step(stack, batch) -> tuple[Tensor, Tensor]:
         user_bias, item_bias = net.rating_bias_tables()
         add_rows(user_bias.grad, user_ids, error)
         add_rows(item_bias.grad, rated_ids, error)
+    gram = None
     if apart:
         ranking = [torch.zeros_like(part) for part in stack.memory.shared(stack.memory.grads)]
         if ranking:
@@ -180,7 +181,7 @@ def pairwise_step(stack, batch) -> tuple[Tensor, Tensor]:
         gram = stack.memory.gram_of(ranking, stack.memory.shared(stack.memory.grads))
         shared = stack.weighting.by_gradients(shared, losses, gram)
         stack.memory.weigh(ranking, shared, own)
-    return losses, shared
+    return losses, shared, gram
 
 
 def add_rows(table: Tensor, ids: Tensor, rows: Tensor) -> None:
@@ -197,7 +198,7 @@ class CapturedStep:
     def __init__(self, stack):
         self.stack, self.graph = stack, None
 
-    def __call__(self, batch) -> tuple[Tensor, Tensor]:
+    def __call__(self, batch):
         if batch.size != self.stack.options.batch_size:
             return self.stack.step(batch)
         if self.graph is None:

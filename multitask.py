@@ -240,6 +240,14 @@ def user_batches(stack: "Stack", epoch: int) -> Iterator[Batch]:
         yield Batch(users, *pair, place=place.clamp(min=0), real=place >= 0)
 
 
+class Step(NamedTuple):
+    """What a step leaves to log: all of before it, and on the device."""
+
+    losses: Tensor  # (R, 2), L_F and L_R
+    weights: Tensor  # (R, 2), of what the tasks share
+    gram: Tensor | None = None  # (R, 2, 2), of their gradients there, if they were taken apart
+
+
 BATCHES = {"interaction": interaction_batches, "user": user_batches}
 
 
@@ -299,6 +307,17 @@ class Options:
     def pairwise(self) -> bool:
         """Whether the factorization loss is of pairs of a positive and a sampled negative."""
         return not isinstance(LOSSES[self.loss], OverCatalogue)
+
+
+def norm_ratios(gram: Tensor, weights: Tensor) -> Tensor:
+    """log(|g_F| / |g_R|), and log ρ of ρ = w_F·|g_F| / (w_R·|g_R|): (R, 2), of what is shared.
+
+    Of a (R, 2, 2) Gram matrix and (R, 2) weights; a weight of 0 counts as 1e-8.
+    """
+    norms = gram.diagonal(dim1=1, dim2=2).log() / 2
+    ratio = norms[:, 0] - norms[:, 1]
+    weights = weights.clamp(min=1e-8).log()
+    return torch.stack([ratio, ratio + weights[:, 0] - weights[:, 1]], 1)
 
 
 class Stack:
@@ -460,17 +479,14 @@ class Stack:
 
     # ---- a step
 
-    def fill_gradients(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Fill the gradients of the weighted losses on a batch.
-
-        Returns L_F and L_R, and the weights of what the tasks share: (R, 2) each.
-        """
+    def fill_gradients(self, batch: Batch) -> Step:
+        """Fill the gradients of the weighted losses on a batch."""
         self.memory.clear()
         if self.written_out:
             return gradients.pairwise_step(self, batch)
         losses = torch.stack((self.compiled or self.losses)(batch), 1)
         values = losses.detach()
-        shared, own = self.weighting.by_losses(values)
+        (shared, own), gram = self.weighting.by_losses(values), None
         if self.weighting.apart:
             tasks = [self.memory.gradients(loss.sum()) for loss in losses.unbind(1)]
             gram = self.memory.gram(*tasks)
@@ -478,19 +494,19 @@ class Stack:
             self.memory.combine(*tasks, shared, own, self.weighting.per_task_moments)
         else:
             (shared * losses).sum().backward()
-        return values, shared
+        return Step(values, shared, gram)
 
-    def step(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """One optimizer step on a batch; its losses before it and the shared weights, (R, 2)."""
+    def step(self, batch: Batch) -> Step:
+        """One optimizer step on a batch."""
         states = [stream.get_state() for stream in self.streams if self.weighting.needs_after]
-        losses, weights = self.fill_gradients(batch)
+        made = self.fill_gradients(batch)
         self.optimizer.step()
         if self.weighting.needs_after:  # the same batch again, dropped out alike
             for stream, state in zip(self.streams, states, strict=True):
                 stream.set_state(state)
             with torch.no_grad():
                 self.weighting.after(torch.stack(self.losses(batch), 1))
-        return losses, weights
+        return made
 
     def prepare(self) -> None:
         """Settle what computes the gradients, and compile; no step is made.
@@ -509,64 +525,67 @@ class Stack:
         """Train each run once on all its interactions; what there is to log, (R,) each, on the CPU.
 
         Losses are means over the epoch's interactions, of the parameters as they stood at each
-        step, the joint loss by each step's weights, which are told in the mean where they move.
-        Nothing waits for the device before the end of the epoch. With ``log_gradients``, and where
-        weights move, the first batch's gradients are measured as well.
+        step, the joint loss by each step's weights. Nothing waits for the device before the end of
+        the epoch. Where weights move, their means are told, and ρ (see norm_ratios); with
+        ``log_gradients`` the first batch's gradients are measured as well.
         """
         if self.written_out is None:
             self.prepare()
-        moves, measured = self.weighting.moves, {}
-        totals = torch.zeros(3, len(self.seeds), 2, device=self.device)  # L, w·L, w
+        moves, measured, ratios = self.weighting.moves, {}, []
+        totals = torch.zeros(3, len(self.seeds), 2, device=self.device)  # of L, w·L and w
         self.weighting.epoch_start(epoch, self.steps)
         for k, batch in enumerate(self.batches(epoch)):
             if k == 0:
-                if self.options.log_gradients or moves:
+                if self.options.log_gradients or (moves and not self.weighting.apart):
                     self._draw_from("measured dropout", epoch)
-                    measured = self.measure_gradients(batch)
+                    measured, gram = self.measure_gradients(batch)
+                    ratios.append(norm_ratios(gram, self.weighting.shared))
                 self._draw_from("dropout", epoch)
             if self.options.schedule == "cosine":
                 done = (epoch + k / self.steps) / self.options.epochs
                 self.optimizer.lr = self.options.lr * (1 + math.cos(math.pi * done)) / 2
-            losses, weights = (self.captured or self.step)(batch)
-            losses = losses * batch.size if batch.real is None else losses * batch.size[:, None]
+            losses, weights, gram = (self.captured or self.step)(batch)
+            losses = losses * (batch.size if batch.real is None else batch.size[:, None])
             totals[0] += losses
             if moves:
                 totals[1] += weights * losses
                 totals[2] += weights / self.steps
+            if gram is not None:
+                ratios.append(norm_ratios(gram, weights))
         means, weighted = totals[:2] / self.train.shape[1]
+        self.weighting.epoch_end(epoch, means)
         if not moves:
             weighted = self.weighting.shared * means
-        self.weighting.epoch_end(epoch, means)
-        logged = dict(zip(("factorization_loss", "regression_loss"), means.unbind(1), strict=True))
+        logged = {"factorization_loss": means[:, 0], "regression_loss": means[:, 1]}
         logged["joint_loss"] = weighted.sum(1)
         if moves:
-            logged |= dict(zip(("weight_f", "weight_r"), totals[2].unbind(1), strict=True))
-        if measured:
-            ratio = (totals[2] if moves else self.weighting.shared).unbind(1)
-            measured["weighted_norm_ratio"] = measured["norm_ratio"] * ratio[0] / ratio[1]
+            logged |= {"weight_f": totals[2, :, 0], "weight_r": totals[2, :, 1]}
+        if ratios:
+            norms, weighted_norms = torch.stack(ratios).mean(0).exp().unbind(1)
+            logged |= {"norm_ratio": norms, "weighted_norm_ratio": weighted_norms}
+            if moves and not self.weighting.apart:  # of the first batch
+                logged["weighted_norm_ratio"] = norms * totals[2, :, 0] / totals[2, :, 1]
         return {name: values.cpu() for name, values in (logged | measured).items()}
 
     def _draw_from(self, purpose: str, epoch: int) -> None:
         self.streams = [random_stream(seed, purpose, epoch) for seed in self.seeds]
 
-    def measure_gradients(self, batch: Batch) -> dict[str, Tensor]:
-        """How the two tasks pull at what they may share: (R,) each, NaN where one doesn't pull.
+    def measure_gradients(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+        """How the two tasks pull at each embedding table: (R,) each, NaN where one doesn't pull.
 
-        With g_F and g_R the gradients of L_F and L_R, not weighted, ``norm_ratio`` is |g_F| / |g_R|
-        over the shared parameters; and in each whole embedding table their cosine
+        With g_F and g_R the gradients of L_F and L_R (not weighted) in a table: their cosine
         g_F·g_R / (|g_F| |g_R|), negative when the tasks conflict and 0 when nothing is shared, and
-        their ratio again. Source: Yu et al., Gradient Surgery, NeurIPS 2020.
+        the ratio |g_F| / |g_R|. Source: Yu et al., Gradient Surgery, NeurIPS 2020. Beside them the
+        Gram matrix of what the tasks share, (R, 2, 2).
         """
-        tasks = [self.memory.gradients(loss.sum()) for loss in self.losses(batch)]
-        squares = self.memory.gram(*tasks).diagonal(dim1=1, dim2=2)
-        measured = {"norm_ratio": (squares[:, 0] / squares[:, 1]).sqrt().float()}
+        tasks, measured = [self.memory.gradients(loss.sum()) for loss in self.losses(batch)], {}
         views = [dict(zip(self.memory.names, self.memory.views(x), strict=True)) for x in tasks]
         for name in TABLES:
             ranking, rating = (view[name].flatten(1) for view in views)
             norms = ranking.norm(dim=1), rating.norm(dim=1)
             measured[f"{name}_cosine"] = (ranking * rating).sum(1) / (norms[0] * norms[1])
             measured[f"{name}_norm_ratio"] = norms[0] / norms[1]
-        return measured
+        return measured, self.memory.gram(*tasks)
 
     # ---- what is stored of it
 
