@@ -138,7 +138,7 @@ def _parse(content: bytes, shown: str) -> dict[str, np.ndarray]:
             plain = _plain_blocks(content, start, delimiter, len(header))
             blocks = list(_by_pandas(plain, delimiter, len(header), positions, texts))
             break
-        except (ValueError, OverflowError):  # a bad cell, or more than pandas is trusted with here
+        except ValueError:  # a bad cell, or more than pandas is trusted with here
             continue
     else:
         records = itertools.chain([first], records)
@@ -182,7 +182,9 @@ def _plain_blocks(content: bytes, start: int, delimiter: str, width: int) -> Ite
     while content[stop - 1] in b"\r\n":
         stop -= 1
     while start < stop:
-        end = content.rfind(b"\n", start, min(start + BLOCK, stop)) + 1 or stop
+        end = stop
+        if start + BLOCK < stop:
+            end = content.rfind(b"\n", start, start + BLOCK) + 1 or stop
         block = content[start:end] + b"\n" * (end == stop)
         found = block.translate(None, delete=others)
         if found != separators * (len(found) // width):
@@ -200,7 +202,7 @@ def _by_pandas(
     types = dict.fromkeys(set(range(width)) - {positions[kind] for kind in whole}, "category")
     # Pandas takes a category's texts for numbers if all are ("007", "1.0"): a first line of words.
     words = delimiter.join("no number" if k in types else "0" for k in range(width)) + "\n"
-    options = {"na_filter": False, "low_memory": False, "skip_blank_lines": False}
+    options = {"sep": delimiter, "header": None, "na_filter": False, "low_memory": False}
     for block in blocks:
         if "user" in whole:
             before, digit, after = (
@@ -210,7 +212,7 @@ def _by_pandas(
             if block.startswith(b"0") or b"+" in block or b"-0" in block or padded.any():
                 raise ValueError("'007', '+7' or '-0'")
         file = io.BytesIO(words.encode() + block)
-        table = pd.read_csv(file, sep=delimiter, header=None, dtype=types, **options).iloc[1:]
+        table = pd.read_csv(file, dtype=types, **options).iloc[1:]
         columns = {kind: table[position].values for kind, position in positions.items()}
         if any(columns[kind].dtype != np.int64 for kind in whole):
             raise ValueError("not all whole numbers")

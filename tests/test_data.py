@@ -232,9 +232,11 @@ def test_load_reads_the_same_rows_from_every_dialect(tmp_path, text):
 
 @pytest.mark.parametrize("odd", ["u1", "007", "1.0", "+1", "-0", "1_0", "٣", " 1", str(2**63)])
 def test_load_keeps_labels_as_text_unless_all_are_canonical_integers(tmp_path, odd):
-    loaded = load_text(tmp_path, HEADER + f"9,1,3,0\n10,1,3,0\n{odd},1,3,0\n")
+    loaded = load_text(tmp_path, HEADER + f"9,1,3,0\n{odd},1,3,0\n10,1,3,0\n")
     assert loaded.user_labels.tolist() == sorted(["9", "10", odd])
     assert loaded.item_labels.tolist() == [1]
+    loaded = load_text(tmp_path, HEADER + f"9,1,3,0\n9,{odd},3,0\n10,1,3,0\n")
+    assert loaded.item_labels.tolist() == sorted(["1", odd])
 
 
 def test_load_keeps_the_ends_of_int64_exactly(tmp_path):
@@ -277,12 +279,16 @@ def test_load_takes_a_single_rating(tmp_path):
         (HEADER + "1,2,1e39,4\n", "column 'rating': '1e39' is too large"),
         (HEADER + '1,2,"4\n",4\n', r"line 2, column 'rating': '4\n' is not a number"),
         (HEADER + "1,2,1e400,4\n1,2,3,5\n", "line 2, column 'rating': '1e400' is too large"),
+        (HEADER + "1,2,3.4028236e38,4\n", "'3.4028236e38' is too large"),
         (HEADER + "1,2,3,1.5\n", "column 'timestamp': '1.5' is not a time"),
         (HEADER + f"1,2,3,{2**63}\n", "column 'timestamp': '9223372036854775808'"),
+        (HEADER + f"1,2,3,{10**30}\n", "column 'timestamp': '1000000000000000000000000000000'"),
         (HEADER + ",2,3,4\n", "line 2, column 'userId': '' has 0 characters"),
         (HEADER + f"1,{'x' * 300},3,4\n", "column 'movieId': 'xxx"),
         (HEADER + "1,2,3\n", "line 2: 3 fields, not 4"),
         (HEADER + "1,2,3,4,5\n", "line 2: 5 fields, not 4"),
+        ("user,item,rating,x\n1,2,3,\n1,3,3\n", "line 3: 3 fields, not 4"),
+        ("user,item,rating,x\n1,2,3,,\n1,3,3\n", "line 2: 5 fields, not 4"),
         (HEADER + '1,"2\n\n",3,4\n1,2,3,4,5\n', "line 5: 5 fields, not 4"),
         (HEADER + '1,2,3,4\n1,"2,3,4\n', "line 3: unexpected end of data"),
         (HEADER + '1,"2"x,3,4\n', "line 2: ',' expected after '\"'"),
@@ -354,8 +360,10 @@ def test_load_agrees_with_the_oracle_on_any_text(tmp_path_factory, body, block):
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_plain_files_are_left_to_pandas(tmp_path, monkeypatch, ids, end):
     monkeypatch.delattr(ratings_file, "_by_csv")
-    loaded = load_text(tmp_path, HEADER.replace("\n", end) + f"{ids},2,3.5,4{end}\n")
-    assert fuzz_data.loaded_rows(loaded) == [(ids, "2", 3.5, 4)]
+    monkeypatch.setattr(ratings_file, "BLOCK", 40)
+    rows = "".join(f"{ids},{k},3.5,4{end}" for k in range(20))
+    loaded = load_text(tmp_path, HEADER.replace("\n", end) + rows + "\n")
+    assert fuzz_data.loaded_rows(loaded) == [(ids, str(k), 3.5, 4) for k in range(20)]
     with pytest.raises(NameError, match="_by_csv"):
         load_text(tmp_path, HEADER + f'"{ids}",2,3.5,4\n')
 
