@@ -483,7 +483,7 @@ class Stack:
         """Fill the gradients of the weighted losses on a batch."""
         self.memory.clear()
         if self.written_out:
-            return gradients.pairwise_step(self, batch)
+            return Step(*gradients.pairwise_step(self, batch))
         losses = torch.stack((self.compiled or self.losses)(batch), 1)
         values = losses.detach()
         (shared, own), gram = self.weighting.by_losses(values), None

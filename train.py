@@ -88,7 +88,7 @@ def make_stack(args: dict, data: Interactions, runs: list[dict], splits: list[Sp
         seeds=keys,
         lambda_f=[run["lambda_f"] or 0.0 for run in runs for _ in members],
         lambda_r=[run["lambda_r"] or 0.0 for run in runs for _ in members],
-        weighting=[run["weighting"] for run in runs for _ in members],
+        weighting=[run.get("weighting", "fixed") for run in runs for _ in members],
         **pick(Options, args),
     )
 
@@ -316,7 +316,7 @@ def closing_table(results: list[dict]) -> str:
     settings: dict[str, list[dict]] = {}
     for x in results:
         label = f"{x['lambda_f']:>6g} {x['lambda_r']:>6g}" if x["weighting"] == "fixed" else None
-        settings.setdefault(label or f"{x['weighting']:<13}", []).append(x)
+        settings.setdefault(label or x["weighting"], []).append(x)
     lines = [f"{'λ_F':>6} {'λ_R':>6} {'runs':>5}   {'MRR':<32} MSE"]
     for label, own in settings.items():
         own, cells = [x for x in own if "mrr" in x], []
@@ -328,7 +328,7 @@ def closing_table(results: list[dict]) -> str:
             mean, sd = values.mean(), values.std(ddof=1)
             half = stdtrit(len(values) - 1, 0.975) * sd / math.sqrt(len(values))
             cells.append(f"{mean:.4f} ± {sd:.4f} [{mean - half:.4f}, {mean + half:.4f}]")
-        lines.append(f"{label} {len(own):>5}   {cells[0]:<32} {cells[1]}")
+        lines.append(f"{label:<13} {len(own):>5}   {cells[0]:<32} {cells[1]}")
     return "\n".join(lines)
 
 

@@ -465,7 +465,7 @@ class Weightings:
             [method.per_task_moments for method in self.methods], device=self.shared.device
         )
         # Whether the tasks' gradients are needed apart: else one weighted sum of the losses serves.
-        self.split = bool(self.per_task_moments.any())
+        self.split = any(method.per_task_moments for method in self.methods)
         self.apart = self.split or any(not method.weights_own for method in self.methods)
 
     def __call__(self, losses: Tensor, gram: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -396,7 +396,7 @@ def epoch_of_weights(runs: Weightings, which, epoch: int) -> torch.Tensor:
         losses, after = torch.rand(2, len(RUNS), 2, generator=stream) + 0.1
         gradients = torch.randn(len(RUNS), 2, 5, generator=stream)
         gram = torch.bmm(gradients, gradients.transpose(1, 2))
-        gram[~make_runs().mask("needs_gram")] = torch.nan
+        gram[[not method.needs_gram for method in make_runs().methods]] = torch.nan
         found.append(torch.stack(runs(losses[which], gram[which])))
         runs.after(after[which])
     runs.epoch_end(epoch, torch.rand(len(RUNS), 2, generator=stream)[which] + 0.1)
@@ -441,20 +441,21 @@ def test_who_gets_what():
         assert shared.tolist() == told.get(text, shared.tolist())
     runs = make_runs()
     flagged = {
-        flag: {text for text, own in zip(RUNS, runs.mask(flag).tolist(), strict=True) if own}
+        flag: {text for text, own in zip(RUNS, runs.methods, strict=True) if getattr(own, flag)}
         for flag in ("needs_gram", "needs_after", "per_task_moments")
     }
     assert flagged["needs_after"] == {"famo"} and flagged["per_task_moments"] == {"adatask"}
     assert flagged["needs_gram"] == {x for x in RUNS if x.partition(":")[0] in GRADIENT_METHODS}
     halves = runs.by_losses(torch.rand(len(RUNS), 2))[0]
-    assert (halves[runs.mask("needs_gram")] == 1).all()
+    assert (halves[[method.needs_gram for method in runs.methods]] == 1).all()
+    assert runs.split and runs.apart and runs.moves
 
 
 def test_a_stack_of_fixed_weights_computes_nothing():
     runs = Weightings(["fixed"] * 3, [0, 1, 2], "cpu", [[1, 0], [0.99, 0.01], [0.5, 0.5]])
     first, second = runs(None), runs(None)
     assert all(x is y for x, y in zip(first, second, strict=True))
-    assert not (runs.needs_gram or runs.needs_after or runs.groups or runs.state_dict())
+    assert not (runs.apart or runs.needs_after or runs.groups or runs.state_dict() or runs.moves)
     assert torch.equal(first[0], torch.tensor([[1, 0], [0.99, 0.01], [0.5, 0.5]]))
 
 
