@@ -359,9 +359,9 @@ class Stack:
         self.ratings = torch.tensor(ratings, device=self.device)
         self.train = torch.tensor(train)
         lambdas = torch.tensor([*zip(lambda_f, lambda_r, strict=True)], device=self.device)
-        self.lambda_f, self.lambda_r = lambdas.unbind(1)
         methods = weighting or ["fixed"] * len(self.seeds)
         self.weighting = Weightings(methods, self.seeds, self.device, lambdas)
+        self.lambda_f, self.lambda_r = self.weighting.shared.unbind(1)  # of fixed weights: views
         self.samplers = []
         if self.options.pairwise:
             self.samplers = [
