@@ -285,10 +285,6 @@ def cosine(norms: Tensor, product: Tensor) -> Tensor:
     return (product / norms.prod(1, keepdim=True).clamp(min=1e-100)).clamp(-1, 1)
 
 
-def determinant(squares: Tensor, product: Tensor) -> Tensor:
-    return (squares.prod(1, keepdim=True) - product.square()).clamp(min=0)
-
-
 class MGDA(OfGram, name="mgda"):
     """w_F = (b − c) / (a + b − 2c) in [0, 1], w_R = 1 − w_F, no cap: the shortest step.
 
@@ -338,8 +334,8 @@ class GradVac(OfGram, name="gradvac"):
 class CAGrad(OfGram, name="cagrad"):
     """w = ½ + s·(v, 1 − v) / ‖g_v‖, s = κ·‖ḡ‖: the best step for the worse task, s from the mean ḡ.
 
-    g_v = v·g_F + (1 − v)·g_R with the v in [0, 1] of least ḡ·g_v + s·‖g_v‖. For A = a + b − 2c and
-    p = (a − b)/2 it is where t = A·v + c − b is −sign(p)·√(p²·D / (s²·A − p²)), ∞ if s²·A ≤ p².
+    g_v = v·g_F + (1 − v)·g_R with the v in [0, 1] of least ḡ·g_v + s·‖g_v‖: for p = (a − b)/2 where
+    t = (a + b − 2c)·v + c − b is −sign(p)·√(p²·D / E), E = κ²·D − (1 − κ²)·p², infinite if E ≤ 0.
     Liu et al., Conflict-Averse Gradient Descent, NeurIPS 2021, not divided by LibMTL's 1 + κ².
     """
 
@@ -350,14 +346,15 @@ class CAGrad(OfGram, name="cagrad"):
         parts, p = squares.flip(1) - product, -squares.diff(dim=1) / 2  # b − c and a − c
         apart = parts.sum(1, keepdim=True)
         s = self.kappa / 2 * (squares.sum(1, keepdim=True) + 2 * product).clamp(min=0).sqrt()
-        gap = s.square() * apart - p.square()
-        size = (p.square() * determinant(squares, product) / gap).sqrt()
-        t = torch.copysign(torch.where(gap > 0, size, math.inf), -p)
+        square = squares.prod(1, keepdim=True) - product.square()  # D
+        edge = self.kappa**2 * square - (1 - self.kappa**2) * p.square()  # E
+        size = (p.square() * square / edge).sqrt()
+        t = torch.copysign(torch.where(edge > 0, size, math.inf), -p)
         t = t.maximum(-parts[:, :1]).minimum(parts[:, 1:])
         v = torch.where(apart > 0, (parts + torch.cat([t, -t], 1)) / apart, 0.5)
-        square = (v.square() * squares).sum(1, keepdim=True) + 2 * product * v.prod(1, keepdim=True)
+        reach = (v.square() * squares).sum(1, keepdim=True) + 2 * product * v.prod(1, keepdim=True)
         floor = NEAR**2 * squares.amin(1, keepdim=True)  # opposed gradients meet at zero
-        return 0.5 + s * v / square.maximum(floor).sqrt()
+        return 0.5 + s * v / reach.maximum(floor).sqrt()
 
 
 class NashMTL(OfGram, name="nash-mtl"):
@@ -389,7 +386,8 @@ class AlignedMTL(OfGram, name="aligned-mtl"):
     """
 
     def form(self, squares, product):
-        trace, square = squares.sum(1, keepdim=True), determinant(squares, product)
+        trace = squares.sum(1, keepdim=True)
+        square = squares.prod(1, keepdim=True) - product.square()  # D, may round to below 0
         largest = trace / 2 + (squares.diff(dim=1).square() / 4 + product.square()).sqrt()
         least, root = square / largest, square.sqrt()
         full = (squares.flip(1) + root - product) / (largest * (trace + 2 * root)).sqrt()
