@@ -81,7 +81,7 @@ def test_every_line_on_record_says_what_made_it(frame):
     assert frame.commit.str.len().eq(40).all()
     assert all("torch" in versions for versions in frame.versions)
     assert frame.device.eq("cpu").all()
-    seconds = frame.train_seconds.fillna(frame.seconds).fillna(frame.fit_seconds)
+    seconds = frame.train_seconds.fillna(frame.seconds)
     assert (seconds >= 0).all()
 
 
