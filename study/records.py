@@ -6,6 +6,7 @@ write_blocks(document, tables)                           between <!-- table: NAM
                                                          <!-- end -->
 """
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -25,16 +26,12 @@ def read(path: Path) -> list[dict]:
     """
     if not path.is_file():
         return []
-    text = path.read_text(encoding="utf-8")
-    whole, records = text[: text.rfind("\n") + 1], []
-    for number, line in enumerate(whole.splitlines(), start=1):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            record = None
-        if not isinstance(record, dict):
+    text, records = path.read_text(encoding="utf-8"), []
+    for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), start=1):
+        with contextlib.suppress(ValueError):
+            records.append(json.loads(line))
+        if len(records) < number or not isinstance(records[-1], dict):
             raise ValueError(f"{path}: line {number} is no JSON object")
-        records.append(record)
     return records
 
 
@@ -82,22 +79,19 @@ class Results:
             if "stack" not in record:
                 raise ValueError(f"{path}: line {number} names no stack")
             stacks.setdefault(record["stack"], []).append(record)
-        self.done = set()
-        for name, lines in stacks.items():
-            if name not in expected:
-                self.done.add(name)
-                continue
-            runs, first = expected[name]["runs"], lines[0]
-            epochs = expected[name].get("epochs", first.get("epochs"))
-            size = first.get("stack_size", runs), first.get("epochs")
-            cut_short = len(lines) < runs and name == records[-1]["stack"]
-            if size != (runs, epochs) or not (len(lines) == runs or cut_short):
+        self.done = set(stacks)
+        for name in stacks.keys() & expected.keys():
+            n, first, want = len(stacks[name]), stacks[name][0], expected[name]
+            runs, epochs = want["runs"], want.get("epochs", first.get("epochs"))
+            cut_short = n < runs and name == records[-1]["stack"]
+            if cut_short:
+                self.done.remove(name)
+            alike = (first.get("stack_size", runs), first.get("epochs")) == (runs, epochs)
+            if not alike or n != runs and not cut_short:
                 raise ValueError(
-                    f"{path} holds {name} with {len(lines)} runs of {size[1]} epochs, "
+                    f"{path} holds {name} with {n} runs of {first.get('epochs')} epochs, "
                     f"not {runs} of {epochs}: name another file by --out"
                 )
-            if not cut_short:
-                self.done.add(name)
         append(path, [])  # a place that can't be written to is told now, not in hours
         kept = as_text(record for record in records if record["stack"] in self.done)
         if kept != path.read_text(encoding="utf-8"):

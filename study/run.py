@@ -31,7 +31,7 @@ from data import Split, load, random_split, temporal_split
 from evaluation import FullRanking, reciprocal_ranks_by_user
 from run_folder import finished_results, load_run, read_resume, write_whole
 from study import faults
-from study.design import BASELINES, DATA, WITH_USERS, WORKERS, plan
+from study.design import BASELINES, DATA, EXPERIMENTS, WITH_USERS, WORKERS, plan
 from study.records import Results, as_text, provenance, read
 
 ROOT = Path(__file__).parents[1]
@@ -138,19 +138,15 @@ def baseline_lines(seeds: list[int]) -> list[dict]:
     data, held = load(DATA), {"validation_fraction": 0.05}
     splits = [("report", seed, random_split(data, seed)) for seed in seeds]
     splits += [("selected", seed, random_split(data, seed, **held)) for seed in seeds]
-    splits.append(("temporal", 0, temporal_split(data, **held)))
     lines = []
-    for protocol, seed, split in splits:
+    for protocol, seed, split in [*splits, ("temporal", 0, temporal_split(data, **held))]:
         start, levels = time.perf_counter(), evaluation.baselines(data, split)
-        seconds = time.perf_counter() - start  # of all of them
+        line = {"experiment": "baselines", "stack": "baselines", "data": DATA, "device": "cpu"}
+        line |= {"protocol": protocol, "seed": seed, "seconds": time.perf_counter() - start}
         for method in BASELINES:
-            line = {"experiment": "baselines", "stack": "baselines", "method": method}
-            line |= {"data": DATA, "protocol": protocol, "seed": seed, "device": "cpu"}
-            of_method = method.replace(" ", "_") + "_"  # as in "popularity_mrr"
-            for name, value in levels.items():
-                if name.startswith(of_method):
-                    line[name.removeprefix(of_method)] = value
-            lines.append(line | {"seconds": seconds})
+            start = method.replace(" ", "_") + "_"  # as in "popularity_mrr"
+            own = {k.removeprefix(start): v for k, v in levels.items() if k.startswith(start)}
+            lines.append({**line, "method": method, **own, **provenance()})
     return lines
 
 
@@ -162,16 +158,10 @@ def run_stack(stack: dict, runs: Path, results: Results) -> bool:
     folder = runs / stack["stack"]
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "study.run", "--work", json.dumps(stack), str(folder)]
-    with (folder / "log.txt").open("ab") as log:
-        worker = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,  # held open as long as this process lives
-            stdout=log,
-            stderr=log,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            cwd=ROOT,
-        )
-        code = worker.wait()
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+    with (folder / "log.txt").open("ab") as log:  # its standard input is open as long as we live
+        shape = {"stdin": subprocess.PIPE, "stdout": log, "stderr": log}
+        code = subprocess.Popen(command, env=one_thread, cwd=ROOT, **shape).wait()
     if code == 0:
         results.append(read(folder / "lines.jsonl"))
     what = f"{stack['runs']} runs" if code == 0 else f"FAILED ({code}), see {folder / 'log.txt'}"
@@ -189,11 +179,12 @@ def run_stacks(stacks: list[dict], results: Results, runs: Path, workers: int) -
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m study.run", description=__doc__)
     add = parser.add_argument
+    known = [*EXPERIMENTS, "baselines", "faults"]
     add("--out", type=Path, help="file of the lines (results/study.jsonl; quick: runs/quick.jsonl)")
     add("--runs", type=Path, help="folder of the run folders (runs/ and the name of --out)")
     add("--seeds", type=seed_list, help="seeds (0-9; quick: 0-2)")
     add("--epochs", type=number(int, 1), help="epochs of each run (200; quick: 40)")
-    add("--only", nargs="+", metavar="EXPERIMENT", help="these experiments alone")
+    add("--only", nargs="+", choices=known, metavar="EXPERIMENT", help=f"of {', '.join(known)}")
     add("--quick", action="store_true", help="the four settings, 3 seeds, 40 epochs")
     add("--workers", type=number(int, 1), default=WORKERS, help="processes of one thread (2)")
     add("--dry-run", action="store_true", help="list the stacks and stop")
@@ -203,18 +194,13 @@ def main(argv: list[str] | None = None) -> int:
         return work(json.loads(args.work[0]), Path(args.work[1]))
     out = args.out or Path("runs/quick.jsonl" if args.quick else "results/study.jsonl")
     seeds = args.seeds or list(range(3 if args.quick else 10))
-    stacks = plan(seeds, args.epochs or (40 if args.quick else 200))
-    known = [*dict.fromkeys(stack["experiment"] for stack in stacks), "baselines", "faults"]
     chosen = args.only or (["report"] if args.quick else known)
-    for name in chosen:
-        if name not in known:
-            parser.error(f"--only {name}: the experiments are {', '.join(known)}")
+    stacks = plan(seeds, args.epochs or (40 if args.quick else 200))
     stacks = [stack for stack in stacks if stack["experiment"] in chosen]
     if args.dry_run:
         for stack in stacks:
             print(f"{stack['stack']:32} {stack['runs']:4}  {' '.join(stack['arguments'])}")
-        if besides := [name for name in known[-2:] if name in chosen]:
-            print("besides:", ", ".join(besides))
+        print("besides:", ", ".join(name for name in known[-2:] if name in chosen) or "nothing")
         print(f"{len(stacks)} stacks, {sum(stack['runs'] for stack in stacks)} runs")
         return 0
     expected = {stack["stack"]: stack for stack in stacks}
@@ -224,8 +210,7 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         parser.error(str(error))
     if "baselines" in chosen and "baselines" not in results.done:
-        made = provenance()
-        results.append([line | made for line in baseline_lines(seeds)])
+        results.append(baseline_lines(seeds))
     start, left = time.monotonic(), sum(stack["stack"] not in results.done for stack in stacks)
     fine = run_stacks(stacks, results, args.runs or Path("runs") / out.stem, args.workers)
     print(f"{left} stacks in {time.monotonic() - start:.0f} s", file=sys.stderr)

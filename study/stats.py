@@ -40,21 +40,24 @@ class Estimate:
     digits: int
     sign: str = ""
 
-    def __format__(self, spec: str) -> str:
+    def __format__(self, form: str) -> str:
         values = np.asarray(self.values, float)
         values = values[np.isfinite(values)]
+        several = len(values) > 1
         mean = show(values.mean() if len(values) else np.nan, self.digits, self.sign)
-        spread = show(values.std(ddof=1) if len(values) > 1 else np.nan, self.digits)
-        alone = len(values) < 2
-        if spec == "ci":
-            bounds = [show(bound, self.digits, self.sign) for bound in bootstrap_interval(values)]
-            return mean if alone else f"{mean} [{', '.join(bounds)}]"
-        forms = {"": mean, "sd": mean if alone else f"{mean} ± {spread}", "spread": spread}
-        forms["n"] = str(len(values))
-        forms["sum"] = show(values.sum(), self.digits) if len(values) else "—"
-        if spec not in forms:
-            raise ValueError(f"no form {spec!r} of a number: ci, sd, spread, n or sum")
-        return forms[spec]
+        spread = show(values.std(ddof=1) if several else np.nan, self.digits)
+        ends = (show(end, self.digits, self.sign) for end in bootstrap_interval(values))
+        forms = {
+            "": mean,
+            "ci": f"{mean} [{', '.join(ends)}]" if several else mean,
+            "sd": f"{mean} ± {spread}" if several else mean,
+            "spread": spread,
+            "n": str(len(values)),
+            "sum": show(values.sum(), self.digits) if len(values) else "—",
+        }
+        if form not in forms:
+            raise ValueError(f"no form {form!r} of a number: ci, sd, spread, n or sum")
+        return forms[form]
 
 
 # ---- intervals and tests ---------------------------------------------------------------------
@@ -87,7 +90,7 @@ def t_interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def paired_difference(first: pd.Series, second: pd.Series) -> np.ndarray:
-    """first − second by seed, in seed order; a seed that one of them lacks is dropped."""
+    """first − second by seed, in order; a seed that one of them lacks is dropped."""
     return (first.sort_index() - second.sort_index()).dropna().to_numpy(float)
 
 
