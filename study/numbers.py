@@ -251,8 +251,7 @@ def counted(frame: pd.DataFrame) -> dict[str, str]:
         "holm.smallest": show(min(smallest, 1), 4),
     }
     for name, point in (("reference", design.REFERENCE), ("ideal", design.IDEAL)):
-        for metric, value in zip(METRICS, point, strict=True):
-            told[f"box.{name}.{metric}"] = f"{value:g}"
+        told[f"box.{name}"] = "MRR {:g}, MSE {:g}".format(*point)
     for name, arms in PLANNED.items():
         mine = runs[runs.experiment == name]
         told[f"progress.{name}.arms"] = f"{mine.arm.nunique()} of {arms}"

@@ -31,7 +31,7 @@ from data import Split, load, random_split, temporal_split
 from evaluation import FullRanking, reciprocal_ranks_by_user
 from run_folder import finished_results, load_run, read_resume, write_whole
 from study import faults
-from study.design import BASELINES, DATA, EXPERIMENTS, WITH_USERS, WORKERS, plan
+from study.design import BASELINES, DATA, EXPERIMENTS, VARIANTS, WITH_USERS, WORKERS, plan
 from study.records import Results, as_text, provenance, read
 
 ROOT = Path(__file__).parents[1]
@@ -74,12 +74,10 @@ def work(stack: dict, folder: Path) -> int:
 def line_of(stack: dict, result: dict) -> dict:
     """What the results file keeps of a run."""
     run = load_run(result["folder"])
-    of_stack = {
-        name: stack[name] for name in ("experiment", "stack", "protocol", "arm") if name in stack
-    }
-    line = of_stack | {"weighting": "fixed"} | run.config | result
-    for name in ("resume", "folder"):
-        line.pop(name, None)
+    line = {key: value for key, value in stack.items() if key not in ("runs", "arguments")}
+    line |= {"weighting": "fixed"} | run.config | result
+    line.pop("resume", None)
+    del line["folder"]
     measured = [row for row in run.history if row["mrr"] is not None]
     line |= {"last_mrr": measured[-1]["mrr"], "last_mse": measured[-1]["mse"]}
     if "val_mrr" in measured[0]:  # each task at the epoch that is best for it alone
@@ -91,10 +89,9 @@ def line_of(stack: dict, result: dict) -> dict:
         line |= cold_counts(run.data, run.split)
     # Every epoch where the curves are drawn, every tenth elsewhere: the file is committed.
     line["curve_step"] = step = 1 if stack["experiment"] == "report" else 10
+    shown, history = [name for name in CURVES if name in run.history[0]], run.history
     line["curves"] = {
-        name: [rounded(row[name], 4) for row in run.history][step - 1 :: step]
-        for name in CURVES
-        if name in run.history[0]
+        name: [rounded(row[name], 4) for row in history[step - 1 :: step]] for name in shown
     }
     return line
 
@@ -107,13 +104,10 @@ def users_reciprocal_ranks(run) -> list[float | None]:
     """For each user the mean reciprocal rank of its test items, None without any."""
     data, split = run.data, run.split
     seen = np.concatenate([split.train, split.validation])
-    pairs = [
-        ids[rows][None] for rows in (split.test, seen) for ids in (data.user_ids, data.item_ids)
-    ]
-    with torch.no_grad():
-        ranks = FullRanking(data.n_items, *pairs).ranks(
-            lambda ids: run.model.interaction_scores(ids)[None]
-        )
+    columns = data.user_ids, data.item_ids
+    pairs = [ids[rows][None] for rows in (split.test, seen) for ids in columns]
+    ranking = FullRanking(data.n_items, *pairs)
+    ranks = ranking.ranks(lambda ids: run.model.interaction_scores(ids)[None])
     users, values = reciprocal_ranks_by_user(ranks[0], data.user_ids[split.test])
     known = dict(zip(users.tolist(), values.tolist(), strict=True))
     return [rounded(known.get(user), 5) for user in range(data.n_users)]
@@ -144,8 +138,8 @@ def baseline_lines(seeds: list[int]) -> list[dict]:
         line = {"experiment": "baselines", "stack": "baselines", "data": DATA, "device": "cpu"}
         line |= {"protocol": protocol, "seed": seed, "seconds": time.perf_counter() - start}
         for method in BASELINES:
-            start = method.replace(" ", "_") + "_"  # as in "popularity_mrr"
-            own = {k.removeprefix(start): v for k, v in levels.items() if k.startswith(start)}
+            of = method.replace(" ", "_") + "_"  # as in "popularity_mrr"
+            own = {k.removeprefix(of): v for k, v in levels.items() if k.startswith(of)}
             lines.append({**line, "method": method, **own, **provenance()})
     return lines
 
@@ -182,7 +176,7 @@ def main(argv: list[str] | None = None) -> int:
     known = [*EXPERIMENTS, "baselines", "faults"]
     add("--out", type=Path, help="file of the lines (results/study.jsonl; quick: runs/quick.jsonl)")
     add("--runs", type=Path, help="folder of the run folders (runs/ and the name of --out)")
-    add("--seeds", type=seed_list, help="seeds (0-9; quick: 0-2)")
+    add("--seeds", type=seed_list, help="seeds (0-9; faults, quick: 0-2)")
     add("--epochs", type=number(int, 1), help="epochs of each run (200; quick: 40)")
     add("--only", nargs="+", choices=known, metavar="EXPERIMENT", help=f"of {', '.join(known)}")
     add("--quick", action="store_true", help="the four settings, 3 seeds, 40 epochs")
@@ -204,19 +198,24 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{len(stacks)} stacks, {sum(stack['runs'] for stack in stacks)} runs")
         return 0
     expected = {stack["stack"]: stack for stack in stacks}
-    expected["baselines"] = {"runs": len(BASELINES) * (2 * len(seeds) + 1)}
+    if "baselines" in chosen:
+        expected["baselines"] = {"runs": len(BASELINES) * (2 * len(seeds) + 1)}
+    faulty = {"seeds": args.seeds or [0, 1, 2], "epochs": args.epochs or 200}
+    for name in VARIANTS if "faults" in chosen else ():
+        expected[f"faults {name}"] = {"runs": len(faulty["seeds"]), "epochs": faulty["epochs"]}
     try:
         results = Results(out, expected)
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    if "baselines" in chosen and "baselines" not in results.done:
+    start, left = time.monotonic(), expected.keys() - results.done
+    if "baselines" in left:
         results.append(baseline_lines(seeds))
-    start, left = time.monotonic(), sum(stack["stack"] not in results.done for stack in stacks)
     fine = run_stacks(stacks, results, args.runs or Path("runs") / out.stem, args.workers)
-    print(f"{left} stacks in {time.monotonic() - start:.0f} s", file=sys.stderr)
-    if "faults" in chosen:
-        epochs = ["--epochs", str(args.epochs)] if args.epochs else []
-        faults.main(["--out", str(out), *epochs])
+    torch.set_num_threads(1)
+    for name in VARIANTS:
+        if f"faults {name}" in left:
+            results.append(faults.run_variant(name, **faulty))
+    print(f"{len(left)} stacks in {time.monotonic() - start:.0f} s", file=sys.stderr)
     return 0 if fine else 1
 
 
