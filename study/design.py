@@ -27,7 +27,7 @@ SETTINGS = [f"{structure}.{f:g}" for structure in ENDS for f in BOTH]
 WEIGHED = ("shared", "k16", "separate")  # structures that were trained with all of LAMBDAS
 RATIOS = [99 ** (k / 4) for k in range(-4, 5)]  # λ_F : λ_R from 1:99 to 99:1, log-spaced
 LAMBDAS = [0.0, *(round(ratio / (1 + ratio), 6) for ratio in RATIOS), 1.0]
-SELECTED = ["--validation", "0.05", "--select", "--eval-every", "2"]
+SELECTED = "--validation 0.05 --select --eval-every 2"
 SGD_LR = "1"  # the largest of 0.3, 1, 1.7, 3, 30 at which no setting grows unstable in 60 epochs
 WORKERS = 2  # processes that the stacks train in, a thread each
 
@@ -41,16 +41,16 @@ class Experiment(NamedTuple):
     protocol: str
     structures: tuple[str, ...]
     lambdas: tuple[float, ...] = BOTH
-    more: tuple[str, ...] = ()
+    more: str = ""
 
 
 EXPERIMENTS = {
-    "report": Experiment("report", ENDS, more=("--log-gradients",)),
+    "report": Experiment("report", ENDS, more="--log-gradients"),
     "selected": Experiment("selected", ENDS),
     "sharing": Experiment("selected", ("k8", "k16", "k24")),
     "capacity": Experiment("selected", ("half",)),
-    "sgd": Experiment("report", ENDS, more=("--optimizer", "sgd", "--lr", SGD_LR)),
-    "temporal": Experiment("selected", ENDS, more=("--split", "temporal")),
+    "sgd": Experiment("report", ENDS, more=f"--optimizer sgd --lr {SGD_LR}"),
+    "temporal": Experiment("selected", ENDS, more="--split temporal"),
     "weights": Experiment("selected", (*ENDS, "k16"), tuple(f for f in LAMBDAS if f not in BOTH)),
 }
 WITH_USERS = ("report", "selected")  # experiments whose lines hold every user's reciprocal rank
@@ -64,22 +64,16 @@ def plan(seeds: list[int], epochs: int) -> list[dict]:
     """
     stacks = []
     for name, (protocol, structures, lambdas, more) in EXPERIMENTS.items():
+        after = f"{more} {SELECTED if protocol == 'selected' else ''}".split()
         for structure in structures:
             for f in lambdas:
                 flags, pair = STRUCTURES[structure], [f"{f:g}", f"{round(1 - f, 6):g}"]
                 arguments = [*flags.split(), "--lambda-f", pair[0], "--lambda-r", pair[1]]
-                arguments += ["--seeds", ",".join(map(str, seeds)), "--epochs", str(epochs), *more]
-                stacks.append(
-                    {
-                        "stack": "_".join([name, *flags.replace("--", "").split(), *pair]),
-                        "arm": f"{name if more else protocol}.{structure}.{f:g}",
-                        "experiment": name,
-                        "protocol": protocol,
-                        "runs": len(seeds),
-                        "epochs": epochs,
-                        "arguments": arguments + (SELECTED if protocol == "selected" else []),
-                    }
-                )
+                arguments += ["--seeds", ",".join(map(str, seeds)), "--epochs", str(epochs), *after]
+                stack = {"stack": "_".join([name, *flags.replace("--", "").split(), *pair])}
+                stack |= {"arm": f"{name if more else protocol}.{structure}.{f:g}"}
+                stack |= {"experiment": name, "protocol": protocol, "arguments": arguments}
+                stacks.append({**stack, "runs": len(seeds), "epochs": epochs})
     return stacks
 
 

@@ -234,17 +234,14 @@ def point_labels(points: np.ndarray, lambdas: list[float], near, shown) -> dict[
 
     A label stands where one of its points is `shown`, at the first such.
     """
-    groups = []
+    starts, labels = [], {}  # of groups of neighbours
     for k, point in enumerate(points):
-        if groups and (abs(point - points[groups[-1][0]]) < np.asarray(near)).all():
-            groups[-1].append(k)
-        else:
-            groups.append([k])
-    labels = {}
-    for group in groups:
-        if visible := [k for k in group if shown[k]]:
-            first, last = (f"{lambdas[k]:.2g}" for k in (group[0], group[-1]))
-            labels[first if first == last else f"{first} to {last}"] = points[visible[0]]
+        if not starts or (abs(point - points[starts[-1]]) >= np.asarray(near)).any():
+            starts.append(k)
+    for first, end in zip(starts, [*starts[1:], len(points)], strict=True):
+        if visible := [k for k in range(first, end) if shown[k]]:
+            several = f" to {lambdas[end - 1]:.2g}" if end - first > 1 else ""
+            labels[f"{lambdas[first]:.2g}{several}"] = points[visible[0]]
     return labels
 
 
@@ -254,23 +251,24 @@ def gradients_figure(arms: Arms) -> Figure:
     for (cosines, ratios), side in zip(panels, SIDES, strict=True):
         for setting in SETTINGS:
             runs, (structure, f) = arms[f"report.{setting}"], setting.split(".", 1)
-            shared, told = structure == "shared", label(setting)
-            style = {"color": WEIGHT_COLOURS[f], "linestyle": "-" if shared else "--"}
+            style = {
+                "color": WEIGHT_COLOURS[f],
+                "linestyle": "-" if structure == "shared" else "--",
+            }
+            told, cosine = label(setting), curves_of(runs, f"{side}_cosine")
             band(ratios, curves_of(runs, f"{side}_norm_ratio"), label=told, **style)
-            cosine = curves_of(runs, f"{side}_cosine")
-            if shared and np.isfinite(cosine).any():
+            if structure == "shared" and np.isfinite(cosine).any():
                 conflict = (cosine[np.isfinite(cosine)] < 0).mean()
                 told = f"{told}: {conflict:.0%} of steps in conflict"
                 band(cosines, cosine, label=told, **style)
         cosines.axhline(0, color="black", linewidth=0.8)
         cosines.set(title=f"{side}: cosine of the tasks' gradients", ylabel="cosine")
-        title = f"{side}: norm of the gradients, ranking over rating"
-        ratios.set(title=title, ylabel="ratio", yscale="log")
+        ratios.set_title(f"{side}: norm of the gradients, ranking over rating")
+        ratios.set(ylabel="ratio", yscale="log")
         ratios.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ratios.yaxis.set_major_formatter("{x:g}")
         ratios.yaxis.set_minor_formatter(NullFormatter())
-        cosines.legend(loc="best")
-        ratios.legend(loc="best")
-    for axis in panels[-1]:
-        axis.set_xlabel("epoch")
+        for axis in (cosines, ratios):
+            axis.legend(loc="best")
+            axis.set_xlabel("epoch" if side == "items" else "")
     return figure

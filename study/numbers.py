@@ -43,25 +43,18 @@ def read_study(path: Path) -> pd.DataFrame:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; python -m study.run writes it")
-    lines, seen = records.read(path), set()
-    if not lines:
-        raise ValueError(f"{path}: holds no runs")
+    lines = records.read(path)
     for number, line in enumerate(lines, start=1):
         if "experiment" not in line:
             raise ValueError(f"{path}: line {number} names no experiment")
-        run = {name: line.get(name, default) for name, default in IDENTITY.items()}
-        if tuple(run.values()) in seen:
-            told = {name: value for name, value in run.items() if value is not None}
-            raise ValueError(f"{path}: line {number} repeats the run {told}")
-        seen.add(tuple(run.values()))
-        line |= run
-        line["arm"] = arm_of(line)
-        if line["experiment"] == "report":
-            line |= training_measures(line["curves"]) | gradient_measures(line)
-        if line["experiment"] == "faults":
-            for loss in ("factorization_loss", "regression_loss"):
-                line[f"{loss}_first"], *_, line[loss] = line["curves"][loss]
+        line |= {name: line.get(name, default) for name, default in IDENTITY.items()}
+        line |= {"arm": arm_of(line)} | measures(line)
+    if not lines:
+        raise ValueError(f"{path}: holds no runs")
     frame, numeric = pd.DataFrame(lines), ["epochs", "train_seconds", "eval_seconds", *DIGITS]
+    if (twice := frame.duplicated(list(IDENTITY))).any():
+        run = frame.loc[twice, list(IDENTITY)].iloc[0].dropna().to_dict()
+        raise ValueError(f"{path}: line {twice.argmax() + 1} repeats the run {run}")
     needed = dict.fromkeys([*frame, *numeric, "stack", "reciprocal_ranks", "curves"])
     return frame.reindex(columns=list(needed)).astype(dict.fromkeys(numeric, float))
 
@@ -75,6 +68,16 @@ def arm_of(line: dict) -> str | None:
     if line["experiment"] == "faults":
         return f"faults.{line['fault']}".replace(" ", "_")
     return design.ARMS.get(line.get("stack"))
+
+
+def measures(line: dict) -> dict[str, float]:
+    """How a run trained: of the report's protocol its losses and gradients, of faults both ends."""
+    if line["experiment"] == "report":
+        return training_measures(line["curves"]) | gradient_measures(line)
+    told = {}
+    for loss in ("factorization_loss", "regression_loss") if line["experiment"] == "faults" else ():
+        told[f"{loss}_first"], *_, told[loss] = line["curves"][loss]
+    return told
 
 
 def training_measures(curves: dict[str, list]) -> dict[str, float]:

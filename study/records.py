@@ -81,15 +81,15 @@ class Results:
             stacks.setdefault(record["stack"], []).append(record)
         self.done = set(stacks)
         for name in stacks.keys() & expected.keys():
-            n, first, want = len(stacks[name]), stacks[name][0], expected[name]
-            runs, epochs = want["runs"], want.get("epochs", first.get("epochs"))
-            cut_short = n < runs and name == records[-1]["stack"]
+            n, first, runs = len(stacks[name]), stacks[name][0], expected[name]["runs"]
+            epochs = expected[name].get("epochs", first.get("epochs"))
+            cut_short = n < first.get("stack_size", runs) and name == records[-1]["stack"]
             if cut_short:
                 self.done.remove(name)
-            alike = (first.get("stack_size", runs), first.get("epochs")) == (runs, epochs)
-            if not alike or n != runs and not cut_short:
+            size = first.get("stack_size", runs if cut_short else n), first.get("epochs")
+            if size != (runs, epochs) or n < runs and not cut_short:
                 raise ValueError(
-                    f"{path} holds {name} with {n} runs of {first.get('epochs')} epochs, "
+                    f"{path} holds {name} with {n} runs of {size[1]} epochs, "
                     f"not {runs} of {epochs}: name another file by --out"
                 )
         append(path, [])  # a place that can't be written to is told now, not in hours
@@ -104,44 +104,37 @@ class Results:
 
 # ---- tables in documents -----------------------------------------------------------------------
 
-START = r"<!-- table: (\S+) -->"
-BLOCK = re.compile(START + r"(.*?)<!-- end -->", re.DOTALL)
+END = "<!-- end -->"
+MARK = re.compile(rf"(<!-- table: \S+ -->|{END})")
 
 
-def filled(document: Path, tables: dict[str, str]) -> tuple[str, list[str]]:
-    """A document's text with these tables in its blocks, and the names of blocks that change.
-
-    A table that `tables` lacks stays as it is.
+def filled(document: Path, tables: dict[str, str]) -> str:
+    """A document's text with these tables in its blocks; one that `tables` lacks stays as it is.
 
     Raises ValueError for a block without an end.
     """
-    text, changed = document.read_text(encoding="utf-8"), []
-    ends = {block.start(): block for block in BLOCK.finditer(text)}
-    for start in re.finditer(START, text):
-        if start.start() not in ends or re.search(START, ends[start.start()][2]):
-            raise ValueError(f"{document}: the table {start[1]} has no <!-- end -->")
-
-    def fill(block: re.Match) -> str:
-        name, content = block.groups()
-        new = f"\n\n{tables[name]}\n\n" if name in tables else content
-        if new != content:
-            changed.append(name)
-        return f"<!-- table: {name} -->{new}<!-- end -->"
-
-    return BLOCK.sub(fill, text), changed
+    parts = MARK.split(document.read_text(encoding="utf-8"))  # text, mark, block, END, text, …
+    for k in range(1, len(parts), 4):
+        name = parts[k].split()[-2]
+        if parts[k + 2 : k + 3] != [END]:
+            raise ValueError(f"{document}: the table {name} has no {END}")
+        if name in tables:
+            parts[k + 1] = f"\n\n{tables[name]}\n\n"
+    return "".join(parts)
 
 
 def write_blocks(document: Path, tables: dict[str, str]) -> None:
     """Put tables into a document's blocks; it is written only where one changes."""
-    new, changed = filled(document, tables)
-    if changed:
+    new = filled(document, tables)
+    if new != document.read_text(encoding="utf-8"):
         write_whole(document, new.encode())
 
 
 def stale_blocks(document: Path, tables: dict[str, str]) -> list[str]:
     """Names of the document's tables that differ from these."""
-    return filled(document, tables)[1]
+    text, names = document.read_text(encoding="utf-8"), block_names(document)
+    return [n for n in names if n in tables and filled(document, {n: tables[n]}) != text]
 
 
 def block_names(document: Path) -> list[str]:
-    return re.findall(START, document.read_text(encoding="utf-8"))
+    return re.findall(r"<!-- table: (\S+) -->", document.read_text(encoding="utf-8"))

@@ -71,7 +71,7 @@ def write_report(frame: pd.DataFrame, out: Path, root: Path | None = None) -> li
     if root:
         tables = sections(documents[out / "tables.md"])
         documents[root / "STUDY.md"] = rendered(numbers, TEMPLATE, tables)
-        documents[root / "README.md"], _ = filled(root / "README.md", tables)
+        documents[root / "README.md"] = filled(root / "README.md", tables)
     with report_style():
         for name, figure in study_figures(numbers.arms).items():
             written += save_figure(figure, out / "figures", name)

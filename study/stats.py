@@ -29,11 +29,10 @@ def markdown_table(heads: list[str], rows: Iterable[list[str]], labels: int = 1)
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds, to be formatted: NaN among the values are left out.
+    """A mean over seeds, to be formatted as f"{it:ci}"; NaN among the values are left out.
 
-    f"{it}" is the mean, f"{it:ci}" with its bootstrap 95% interval, f"{it:sd}" with ± the standard
-    deviation; f"{it:spread}" is that deviation alone, f"{it:n}" how many values there are, and
-    f"{it:sum}" their sum.
+    Forms: none, the mean; ci, with its bootstrap 95% interval; sd, with ± the standard deviation;
+    spread, that deviation alone; n, how many values there are; sum, their sum.
     """
 
     values: Iterable[float]
@@ -85,8 +84,7 @@ def t_interval(values: np.ndarray) -> tuple[float, float]:
     """95% interval of the mean by Student's t; NaN with fewer than two values."""
     if len(values) < 2:
         return np.nan, np.nan
-    reach = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
-    return np.mean(values) - reach, np.mean(values) + reach
+    return stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
 
 
 def paired_difference(first: pd.Series, second: pd.Series) -> np.ndarray:
