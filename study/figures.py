@@ -37,19 +37,11 @@ BASELINE_STYLES = {"popularity": ":", "biases": (0, (5, 2, 1, 2))}  # the global
 
 def study_figures(arms: Arms) -> dict[str, Figure]:
     """The figures by name, without those whose experiment isn't there yet."""
-    draws = {
-        "report": (report_figure, "report"),
-        "sharing": (sharing_figure, "selected"),
-        "weights": (weights_figure, "weights"),
-        "pareto": (pareto_figure, "selected"),
-        "gradients": (gradients_figure, "report"),
-        "faults": (faults_figure, "faults"),
-    }
+    needs = {report_figure: "report", sharing_figure: "selected", weights_figure: "weights"}
+    needs |= {pareto_figure: "selected", gradients_figure: "report", faults_figure: "faults"}
     there = {name for runs in arms.values() if "experiment" in runs for name in runs.experiment}
-    return {name: draw(arms) for name, (draw, experiment) in draws.items() if experiment in there}
-
-
-# ---- parts -----------------------------------------------------------------------------------
+    draws = [draw for draw, experiment in needs.items() if experiment in there]
+    return {draw.__name__.removesuffix("_figure"): draw(arms) for draw in draws}
 
 
 def grid(rows: int, columns: int, size: tuple[float, float], **shares):
@@ -93,13 +85,13 @@ def curve_rows(rows: list[tuple], columns: list[str], size, note: str) -> Figure
 
 def means(axis, places, values: list[pd.Series], **style) -> None:
     """The mean of each arm's values at its place, with its bar; an arm without any is left out."""
-    there = [k for k, each in enumerate(values) if each.notna().any()]
-    if there:
-        values = [values[k].dropna().to_numpy(float) for k in there]
-        centres = np.array([each.mean() for each in values])
-        bounds = np.array([bootstrap_interval(each) for each in values])  # (arms, 2)
+    values = {x: each.dropna().to_numpy(float) for x, each in zip(places, values, strict=True)}
+    values = {x: each for x, each in values.items() if len(each)}
+    if values:
+        centres = np.array([each.mean() for each in values.values()])
+        bounds = np.array([bootstrap_interval(each) for each in values.values()])  # (arms, 2)
         bars = np.nan_to_num(abs(bounds - centres[:, None])).T
-        axis.errorbar(np.asarray(places)[there], centres, bars, **style)
+        axis.errorbar(list(values), centres, bars, **style)
 
 
 def baseline_lines(axis, arms: Arms, metric: str, across: bool = True) -> None:
@@ -119,9 +111,6 @@ def legend_below(figure: Figure, panels, columns: int, title: str | None = None)
     names = sorted(entries, key=lambda name: name.split(" (")[0] in BASELINES)
     handles = [entries[name] for name in names]
     figure.legend(handles, names, title=title, loc="outside lower center", ncols=columns)
-
-
-# ---- the figures -----------------------------------------------------------------------------
 
 
 def report_figure(arms: Arms) -> Figure:

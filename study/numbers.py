@@ -32,8 +32,6 @@ SIGNED = ("difference", "users_cosine", "items_cosine")  # with a plus where abo
 IDENTITY = {"data": DATA, "weighting": "fixed", "experiment": None, "protocol": None}
 IDENTITY |= dict.fromkeys("shared_dims embedding_dim lambda_f method fault seed".split())
 
-# ---- the file --------------------------------------------------------------------------------
-
 
 def read_study(path: Path) -> pd.DataFrame:
     """The lines of a study, a row a run; columns that no line has are there, and empty.
@@ -107,19 +105,15 @@ def training_measures(curves: dict[str, list]) -> dict[str, float]:
 
 def gradient_measures(line: dict) -> dict[str, float]:
     """The two tasks' gradients in each table: at one step an epoch, in the mean or median."""
-    measures, f = {}, line["lambda_f"]
+    told, f = {}, line["lambda_f"]
     weights = np.nan if f in (None, 1) else f / (1 - f)  # λ_F/λ_R; none where a method weighs
     for side in SIDES:
-        cosine = pd.Series(line["curves"].get(f"{side}_cosine"), dtype=float).dropna()
-        ratio = pd.Series(line["curves"].get(f"{side}_norm_ratio"), dtype=float).median()
-        measures[f"{side}_cosine"] = cosine.mean()
-        measures[f"{side}_conflict"] = 100 * (cosine < 0).mean()  # % of the steps
-        measures[f"{side}_norm_ratio"] = ratio
-        measures[f"{side}_weighted"] = ratio * weights
-    return measures
-
-
-# ---- arms ------------------------------------------------------------------------------------
+        names = f"{side}_cosine", f"{side}_norm_ratio"
+        cosine, ratio = (pd.Series(line["curves"].get(name), dtype=float) for name in names)
+        conflict = 100 * (cosine.dropna() < 0).mean()  # % of the steps
+        told |= {names[0]: cosine.mean(), f"{side}_conflict": conflict, names[1]: ratio.median()}
+        told[f"{side}_weighted"] = ratio.median() * weights
+    return told
 
 
 def study_arms(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -152,11 +146,13 @@ def study_arms(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 def hypervolumes(dial: list[pd.DataFrame]) -> pd.DataFrame:
     """The volume of a structure's arms together, a row a seed that all of them have."""
-    box, volumes = (design.REFERENCE, design.IDEAL), {"volume": {}, "own_volume": {}}
-    for seed in sorted(set.intersection(*(set(runs.index) for runs in dial))):
-        for name, pair in (("volume", ["mrr", "mse"]), ("own_volume", ["own_mrr", "own_mse"])):
-            points = np.array([runs.loc[seed, pair] for runs in dial], float)
-            volumes[name][seed] = stats.hypervolume(points, *box)
+    volumes = {"volume": {}, "own_volume": {}}
+    for seed, runs in pd.concat(dial).groupby(level="seed"):
+        for own in ("", "own_") if len(runs) == len(dial) else ():
+            points = runs[[f"{own}mrr", f"{own}mse"]].to_numpy(float)
+            volumes[f"{own}volume"][seed] = stats.hypervolume(
+                points, design.REFERENCE, design.IDEAL
+            )
     return pd.DataFrame(volumes, dtype=float)
 
 
@@ -178,9 +174,6 @@ def user_by_user(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, "index", columns=columns, dtype=float)
 
 
-# ---- numbers ---------------------------------------------------------------------------------
-
-
 class Numbers:
     """Every number of the study by name: an Estimate over seeds, or text; "—" while not computed.
 
@@ -194,7 +187,7 @@ class Numbers:
 
     def __init__(self, frame: pd.DataFrame):
         self.arms = study_arms(frame)
-        self.told = counted(frame) | published()
+        self.told = counted(frame)
         for question in design.QUESTIONS:
             self.told |= self.tested(question)
         for name, sign in design.EXPECTED.items():
@@ -239,7 +232,7 @@ class Numbers:
 
 
 def counted(frame: pd.DataFrame) -> dict[str, str]:
-    """How much was run, and hypervolume's box."""
+    """How much was run, hypervolume's box, and the published levels."""
     runs = frame[frame.arm.isin(design.ARMS.values())]
     seeds, hours = runs.seed.nunique(), grid_hours(frame)
     smallest = 2 / 2**seeds * len(TESTED) * len(METRICS)  # all signs alike, in a family of four
@@ -259,6 +252,11 @@ def counted(frame: pd.DataFrame) -> dict[str, str]:
         mine = runs[runs.experiment == name]
         told[f"progress.{name}.arms"] = f"{mine.arm.nunique()} of {arms}"
         told[f"progress.{name}.runs"] = str(len(mine))
+    levels = pd.DataFrame(PUBLISHED)  # a column a setting
+    for curve, low, high in zip(levels.index, levels.min(axis=1), levels.max(axis=1), strict=True):
+        told[f"faults.published.{curve}"] = f"{low:.3f} to {high:.3f}"
+        for setting in levels:
+            told[f"report.{setting}.published_{curve}"] = f"{levels[setting][curve]:.3f}"
     return told
 
 
@@ -268,18 +266,6 @@ def grid_hours(frame: pd.DataFrame) -> float:
     return runs.groupby("stack")[["train_seconds", "eval_seconds"]].max().to_numpy().sum() / 3600
 
 
-def published() -> dict[str, str]:
-    """The published levels, of each setting and as the range of all."""
-    told = {}
-    for setting, levels in PUBLISHED.items():
-        for metric in METRICS:
-            told[f"report.{setting}.published_{metric}"] = show(levels[metric], 3)
-    for curve in design.CURVES:
-        levels = [levels[curve] for levels in PUBLISHED.values()]
-        told[f"faults.published.{curve}"] = f"{show(min(levels), 3)} to {show(max(levels), 3)}"
-    return told
-
-
 def verdict(low: float, high: float, sign: int, p: float = 0) -> str:
     """Does an interval bear out a difference above (1) or below zero (−1), or none (0)?
 
@@ -287,13 +273,13 @@ def verdict(low: float, high: float, sign: int, p: float = 0) -> str:
     """
     if np.isnan(low):
         return "—"
-    seen = 1 if low > 0 else -1 if high < 0 else 0
+    seen = int(low > 0) - int(high < 0)
     if seen and p >= 0.05:
         return f"not settled: Holm's p is {show(p, 4)}"
-    if seen == sign:
-        return "held" if sign else "held: no difference seen"
     if not seen:
-        return "not settled"
+        return "not settled" if sign else "held: no difference seen"
+    if seen == sign:
+        return "held"
     return "did not hold: " + ("the opposite" if sign else "higher" if seen > 0 else "lower")
 
 

@@ -102,8 +102,6 @@ class Results:
             append(self.path, records)
 
 
-# ---- tables in documents -----------------------------------------------------------------------
-
 END = "<!-- end -->"
 MARK = re.compile(rf"(<!-- table: \S+ -->|{END})")
 

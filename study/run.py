@@ -22,23 +22,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import torch
 
-import evaluation
 import train
 from arguments import Parser, number, resolve, seed_list
-from data import Split, load, random_split, temporal_split
-from evaluation import FullRanking, reciprocal_ranks_by_user
+from data import load, random_split, temporal_split
+from evaluation import FullRanking, baselines, reciprocal_ranks_by_user
 from run_folder import finished_results, load_run, read_resume, write_whole
 from study import faults
-from study.design import BASELINES, DATA, EXPERIMENTS, VARIANTS, WITH_USERS, WORKERS, plan
+from study.design import BASELINES, DATA, EXPERIMENTS, TESTED, VARIANTS, WORKERS, plan
 from study.records import Results, as_text, provenance, read
 
 ROOT = Path(__file__).parents[1]
 CURVES = ("factorization_loss", "regression_loss", "joint_loss", "mrr", "mse", "val_mrr", "val_mse")
 CURVES += ("users_cosine", "users_norm_ratio", "items_cosine", "items_norm_ratio")
-
-# ---- one stack, in a worker process --------------------------------------------------------
 
 
 def die_with_parent() -> None:
@@ -51,9 +47,19 @@ def die_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def work(stack: dict, folder: Path) -> int:
-    """Train a stack, or go on with it, in a folder; its lines go to lines.jsonl there."""
+def work(stack: dict, folder: Path) -> None:
+    """Compute a stack's lines, in lines.jsonl of a folder; a training goes on where it stopped."""
     die_with_parent()
+    if stack["experiment"] == "baselines":
+        lines = baseline_lines(stack["seeds"])
+    elif stack["experiment"] == "faults":
+        lines = faults.run_variant(stack["fault"], stack["seeds"], stack["epochs"])
+    else:
+        lines = trained_lines(stack, folder)
+    write_whole(folder / "lines.jsonl", as_text(lines).encode())
+
+
+def trained_lines(stack: dict, folder: Path) -> list[dict]:
     arguments = [*stack["arguments"], "--out", str(folder)]
     wanted, before = resolve(arguments), {}
     with contextlib.suppress(OSError, ValueError):
@@ -63,12 +69,9 @@ def work(stack: dict, folder: Path) -> int:
     else:  # nothing there, or another study's
         arguments.append("--overwrite")
     with contextlib.redirect_stdout(sys.stderr):
-        code = train.main(arguments)
-    if code == 0:
-        results = finished_results(read_resume(folder))
-        lines = [line_of(stack, result) for result in results]
-        write_whole(folder / "lines.jsonl", as_text(lines).encode())
-    return code
+        if code := train.main(arguments):
+            sys.exit(code)
+    return [line_of(stack, result) for result in finished_results(read_resume(folder))]
 
 
 def line_of(stack: dict, result: dict) -> dict:
@@ -83,10 +86,10 @@ def line_of(stack: dict, result: dict) -> dict:
     if "val_mrr" in measured[0]:  # each task at the epoch that is best for it alone
         line["own_mrr"] = max(measured, key=lambda row: row["val_mrr"])["mrr"]
         line["own_mse"] = min(measured, key=lambda row: row["val_mse"])["mse"]
-    if stack["experiment"] in WITH_USERS:
+    if stack["experiment"] in TESTED:
         line["reciprocal_ranks"] = users_reciprocal_ranks(run)
     if line["split"] == "temporal":
-        line |= cold_counts(run.data, run.split)
+        line |= cold_counts(run)
     # Every epoch where the curves are drawn, every tenth elsewhere: the file is committed.
     line["curve_step"] = step = 1 if stack["experiment"] == "report" else 10
     shown, history = [name for name in CURVES if name in run.history[0]], run.history
@@ -113,18 +116,14 @@ def users_reciprocal_ranks(run) -> list[float | None]:
     return [rounded(known.get(user), 5) for user in range(data.n_users)]
 
 
-def cold_counts(data, split: Split) -> dict:
+def cold_counts(run) -> dict:
     """How much of the test part is of users or items that training never saw."""
-    counts = {"test_rows": len(split.test)}
-    for side, ids in (("user", data.user_ids), ("item", data.item_ids)):
-        test = ids[split.test]
-        cold = ~np.isin(test, ids[split.train])
-        counts[f"cold_{side}s"] = len(np.unique(test[cold]))
-        counts[f"cold_{side}_rows"] = int(cold.sum())
+    split, counts = run.split, {"test_rows": len(run.split.test)}
+    for side, ids in (("user", run.data.user_ids), ("item", run.data.item_ids)):
+        cold = np.setdiff1d(ids[split.test], ids[split.train])  # no id twice
+        counts[f"cold_{side}s"] = len(cold)
+        counts[f"cold_{side}_rows"] = int(np.isin(ids[split.test], cold).sum())
     return counts
-
-
-# ---- baselines -----------------------------------------------------------------------------
 
 
 def baseline_lines(seeds: list[int]) -> list[dict]:
@@ -134,7 +133,7 @@ def baseline_lines(seeds: list[int]) -> list[dict]:
     splits += [("selected", seed, random_split(data, seed, **held)) for seed in seeds]
     lines = []
     for protocol, seed, split in [*splits, ("temporal", 0, temporal_split(data, **held))]:
-        start, levels = time.perf_counter(), evaluation.baselines(data, split)
+        start, levels = time.perf_counter(), baselines(data, split)
         line = {"experiment": "baselines", "stack": "baselines", "data": DATA, "device": "cpu"}
         line |= {"protocol": protocol, "seed": seed, "seconds": time.perf_counter() - start}
         for method in BASELINES:
@@ -142,9 +141,6 @@ def baseline_lines(seeds: list[int]) -> list[dict]:
             own = {k.removeprefix(of): v for k, v in levels.items() if k.startswith(of)}
             lines.append({**line, "method": method, **own, **provenance()})
     return lines
-
-
-# ---- the whole study -----------------------------------------------------------------------
 
 
 def run_stack(stack: dict, runs: Path, results: Results) -> bool:
@@ -187,35 +183,28 @@ def main(argv: list[str] | None = None) -> int:
     if args.work:
         return work(json.loads(args.work[0]), Path(args.work[1]))
     out = args.out or Path("runs/quick.jsonl" if args.quick else "results/study.jsonl")
-    seeds = args.seeds or list(range(3 if args.quick else 10))
+    seeds, few = args.seeds or list(range(3 if args.quick else 10)), args.seeds or [0, 1, 2]
+    epochs = args.epochs or (40 if args.quick else 200)
     chosen = args.only or (["report"] if args.quick else known)
-    stacks = plan(seeds, args.epochs or (40 if args.quick else 200))
+    stacks = plan(seeds, epochs)
+    levels = {"experiment": "baselines", "seeds": seeds, "arguments": []}
+    stacks.append({**levels, "stack": "baselines", "runs": len(BASELINES) * (2 * len(seeds) + 1)})
+    for name in VARIANTS:
+        fault = {"experiment": "faults", "fault": name, "seeds": few, "arguments": []}
+        stacks.append({**fault, "stack": f"faults {name}", "runs": len(few), "epochs": epochs})
     stacks = [stack for stack in stacks if stack["experiment"] in chosen]
     if args.dry_run:
         for stack in stacks:
             print(f"{stack['stack']:32} {stack['runs']:4}  {' '.join(stack['arguments'])}")
-        print("besides:", ", ".join(name for name in known[-2:] if name in chosen) or "nothing")
         print(f"{len(stacks)} stacks, {sum(stack['runs'] for stack in stacks)} runs")
         return 0
-    expected = {stack["stack"]: stack for stack in stacks}
-    if "baselines" in chosen:
-        expected["baselines"] = {"runs": len(BASELINES) * (2 * len(seeds) + 1)}
-    faulty = {"seeds": args.seeds or [0, 1, 2], "epochs": args.epochs or 200}
-    for name in VARIANTS if "faults" in chosen else ():
-        expected[f"faults {name}"] = {"runs": len(faulty["seeds"]), "epochs": faulty["epochs"]}
     try:
-        results = Results(out, expected)
+        results = Results(out, {stack["stack"]: stack for stack in stacks})
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    start, left = time.monotonic(), expected.keys() - results.done
-    if "baselines" in left:
-        results.append(baseline_lines(seeds))
+    start, left = time.monotonic(), sum(stack["stack"] not in results.done for stack in stacks)
     fine = run_stacks(stacks, results, args.runs or Path("runs") / out.stem, args.workers)
-    torch.set_num_threads(1)
-    for name in VARIANTS:
-        if f"faults {name}" in left:
-            results.append(faults.run_variant(name, **faulty))
-    print(f"{len(left)} stacks in {time.monotonic() - start:.0f} s", file=sys.stderr)
+    print(f"{left} stacks in {time.monotonic() - start:.0f} s", file=sys.stderr)
     return 0 if fine else 1
 
 

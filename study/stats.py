@@ -11,8 +11,6 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-# ---- text ------------------------------------------------------------------------------------
-
 
 def show(value: float, digits: int, sign: str = "") -> str:
     """A number with these digits after the point; `sign` "+" marks the positive ones too."""
@@ -57,9 +55,6 @@ class Estimate:
         if form not in forms:
             raise ValueError(f"no form {form!r} of a number: ci, sd, spread, n or sum")
         return forms[form]
-
-
-# ---- intervals and tests ---------------------------------------------------------------------
 
 
 @cache
@@ -116,9 +111,6 @@ def effect_sizes(difference: np.ndarray) -> tuple[float, float]:
     spread = difference.std(ddof=1) if len(difference) > 1 else 0.0
     d = difference.mean() / spread if spread > 0 else np.nan
     return d, float((np.sign(differs) * ranks).sum() / ranks.sum()) if len(differs) else np.nan
-
-
-# ---- MRR and MSE at once ---------------------------------------------------------------------
 
 
 def pareto_front(points: np.ndarray) -> np.ndarray:
