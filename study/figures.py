@@ -32,7 +32,7 @@ AXES = {"mrr": "MRR (test)", "mse": "MSE (test, rating units²)"}
 TITLES = {column: tag for column, tag, _ in plot.curves() if column in design.CURVES}
 MUTED = "#777777"
 PUBLISHED_LINE = {"color": "#000000", "linestyle": "--", "linewidth": 1, "zorder": 2.2}
-BASELINE_STYLES = {"popularity": ":", "biases": (0, (5, 2, 1, 2))}  # the global mean is far off
+BASELINE_STYLES = {"mrr": ("popularity", ":"), "mse": ("biases", (0, (5, 2, 1, 2)))}
 
 
 def study_figures(arms: Arms) -> dict[str, Figure]:
@@ -95,13 +95,15 @@ def means(axis, places, values: list[pd.Series], **style) -> None:
 
 
 def baseline_lines(axis, arms: Arms, metric: str, across: bool = True) -> None:
-    """The levels of the baselines that have the metric, under the selected protocol."""
-    for method, linestyle in BASELINE_STYLES.items():
-        lines = arms[f"baselines.selected.{method}"]
-        if BASELINES[method] == metric and len(lines):
-            draw = axis.axhline if across else axis.axvline
-            told = f"{method} ({metric.upper()})"
-            draw(lines[metric].mean(), color=MUTED, ls=linestyle, lw=1.1, zorder=1.5, label=told)
+    """The level of the baseline that has the metric, under the selected protocol."""
+    method, linestyle = BASELINE_STYLES[metric]
+    level, told = (
+        arms[f"baselines.selected.{method}"][metric].mean(),
+        f"{method} ({metric.upper()})",
+    )
+    draw = axis.axhline if across else axis.axvline
+    if np.isfinite(level):
+        draw(level, color=MUTED, linestyle=linestyle, linewidth=1.1, zorder=1.5, label=told)
 
 
 def legend_below(figure: Figure, panels, columns: int, title: str | None = None) -> None:
@@ -227,7 +229,7 @@ def point_labels(points: np.ndarray, lambdas: list[float], near, shown) -> dict[
     for k, point in enumerate(points):
         if not starts or (abs(point - points[starts[-1]]) >= np.asarray(near)).any():
             starts.append(k)
-    for first, end in zip(starts, [*starts[1:], len(points)], strict=True):
+    for first, end in zip(starts, [*starts[1:], len(points)], strict=False):
         if visible := [k for k in range(first, end) if shown[k]]:
             several = f" to {lambdas[end - 1]:.2g}" if end - first > 1 else ""
             labels[f"{lambdas[first]:.2g}{several}"] = points[visible[0]]

@@ -36,19 +36,16 @@ IDENTITY |= dict.fromkeys("shared_dims embedding_dim lambda_f method fault seed"
 def read_study(path: Path) -> pd.DataFrame:
     """The lines of a study, a row a run; columns that no line has are there, and empty.
 
-    Raises:
-        FileNotFoundError, ValueError: naming the file, the line and what is wrong with it.
+    Raises ValueError, naming the file, the line and what is wrong with it.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; python -m study.run writes it")
     lines = records.read(path)
+    if not lines:
+        raise ValueError(f"{path}: no such file, or no runs in it; python -m study.run writes it")
     for number, line in enumerate(lines, start=1):
         if "experiment" not in line:
             raise ValueError(f"{path}: line {number} names no experiment")
         line |= {name: line.get(name, default) for name, default in IDENTITY.items()}
         line |= {"arm": arm_of(line)} | measures(line)
-    if not lines:
-        raise ValueError(f"{path}: holds no runs")
     frame, numeric = pd.DataFrame(lines), ["epochs", "train_seconds", "eval_seconds", *DIGITS]
     if (twice := frame.duplicated(list(IDENTITY))).any():
         run = frame.loc[twice, list(IDENTITY)].iloc[0].dropna().to_dict()
@@ -59,61 +56,54 @@ def read_study(path: Path) -> pd.DataFrame:
 
 def arm_of(line: dict) -> str | None:
     """The arm that a line is a run of; none for other data or another weighting."""
-    if (line["data"], line["weighting"]) != (DATA, "fixed"):
-        return None
+    arm = design.ARMS.get(line.get("stack"))
     if line["experiment"] == "baselines":
-        return f"baselines.{line['protocol']}.{line['method']}".replace(" ", "_")
+        arm = f"baselines.{line['protocol']}.{line['method']}".replace(" ", "_")
     if line["experiment"] == "faults":
-        return f"faults.{line['fault']}".replace(" ", "_")
-    return design.ARMS.get(line.get("stack"))
+        arm = f"faults.{line['fault']}".replace(" ", "_")
+    return arm if (line["data"], line["weighting"]) == (DATA, "fixed") else None
 
 
 def measures(line: dict) -> dict[str, float]:
-    """How a run trained: of the report's protocol its losses and gradients, of faults both ends."""
-    if line["experiment"] == "report":
-        return training_measures(line["curves"]) | gradient_measures(line)
-    told = {}
-    for loss in ("factorization_loss", "regression_loss") if line["experiment"] == "faults" else ():
-        told[f"{loss}_first"], *_, told[loss] = line["curves"][loss]
-    return told
+    """How a run of the report's experiment trained; of a fault, both ends of its losses.
 
-
-def training_measures(curves: dict[str, list]) -> dict[str, float]:
-    """How a run trained, from its value of each epoch.
-
-    Fluctuation is the standard deviation of a loss's change from epoch to epoch over the last 100.
+    Fluctuation is the standard deviation of a loss's change from epoch to epoch over the last 100;
+    the two tasks' gradients are those of one step an epoch.
     """
+    curves, told, f = line.get("curves"), {}, line["lambda_f"]
+    if line["experiment"] == "faults":
+        for loss in ("factorization_loss", "regression_loss"):
+            told[f"{loss}_first"], *_, told[loss] = curves[loss]
+    if line["experiment"] != "report":
+        return told
     names = ("mrr", "mse", "joint_loss", "regression_loss", "factorization_loss")
     mrr, mse, joint, rating, ranking = (np.array(curves[name], float) for name in names)
     lowest, fallen = np.nanargmin(mse), joint[0] - 0.95 * (joint[0] - joint[-1])
     fluctuation, of_ranking = (np.diff(loss)[-100:].std() for loss in (joint, ranking))
-    return {
-        "peak_epoch": np.nanargmax(mrr),
-        "lowest_mse": mse[lowest],
-        "lowest_mse_epoch": lowest,
-        "mrr_there": mrr[lowest],
-        "fall_epoch": (joint <= fallen).argmax() + 1,  # epochs to 95% of the fall
-        "mean_joint": joint.mean(),
-        "mean_factorization": ranking.mean(),
-        "mean_regression": rating.mean(),
-        "fluctuation": fluctuation,
-        "relative_fluctuation": fluctuation / joint[-100:].mean(),
-        "ranking_fluctuation": of_ranking,
-        "relative_ranking_fluctuation": of_ranking / ranking[-100:].mean(),
-    }
-
-
-def gradient_measures(line: dict) -> dict[str, float]:
-    """The two tasks' gradients in each table: at one step an epoch, in the mean or median."""
-    told, f = {}, line["lambda_f"]
     weights = np.nan if f in (None, 1) else f / (1 - f)  # λ_F/λ_R; none where a method weighs
     for side in SIDES:
         names = f"{side}_cosine", f"{side}_norm_ratio"
-        cosine, ratio = (pd.Series(line["curves"].get(name), dtype=float) for name in names)
+        cosine, ratio = (pd.Series(curves.get(name), dtype=float) for name in names)
         conflict = 100 * (cosine.dropna() < 0).mean()  # % of the steps
         told |= {names[0]: cosine.mean(), f"{side}_conflict": conflict, names[1]: ratio.median()}
         told[f"{side}_weighted"] = ratio.median() * weights
-    return told
+    return (
+        told
+        | {
+            "peak_epoch": np.nanargmax(mrr),
+            "lowest_mse": mse[lowest],
+            "lowest_mse_epoch": lowest,
+            "mrr_there": mrr[lowest],
+            "fall_epoch": (joint <= fallen).argmax() + 1,  # epochs to 95% of the fall
+            "mean_joint": joint.mean(),
+            "mean_factorization": ranking.mean(),
+            "mean_regression": rating.mean(),
+            "fluctuation": fluctuation,
+            "relative_fluctuation": fluctuation / joint[-100:].mean(),
+            "ranking_fluctuation": of_ranking,
+            "relative_ranking_fluctuation": of_ranking / ranking[-100:].mean(),
+        }
+    )
 
 
 def study_arms(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -220,12 +210,10 @@ class Numbers:
     def tested(self, question: str) -> dict[str, Estimate]:
         """A question's family of tests, with the effect sizes."""
         names = [f"{question}.{experiment}.{metric}" for experiment in TESTED for metric in METRICS]
-        differences, told = [self[name].values for name in names], {}
-        p_values = [stats.signed_rank_test(each) for each in differences]
-        columns = names, differences, p_values, stats.holm(p_values)
-        for name, difference, p, adjusted in zip(*columns, strict=True):
-            d, biserial = stats.effect_sizes(difference)
-            told[f"{name}.p"], told[f"{name}.holm"] = Estimate([p], 4), Estimate([adjusted], 4)
+        p_values, told = [stats.signed_rank_test(self[name].values) for name in names], {}
+        for name, p, adjusted in zip(names, p_values, stats.holm(p_values), strict=True):
+            d, biserial = stats.effect_sizes(self[name].values)
+            told |= {f"{name}.p": Estimate([p], 4), f"{name}.holm": Estimate([adjusted], 4)}
             told[f"{name}.d"] = Estimate([d], 2, "+")
             told[f"{name}.rank_biserial"] = Estimate([biserial], 2, "+")
         return told
@@ -234,7 +222,8 @@ class Numbers:
 def counted(frame: pd.DataFrame) -> dict[str, str]:
     """How much was run, hypervolume's box, and the published levels."""
     runs = frame[frame.arm.isin(design.ARMS.values())]
-    seeds, hours = runs.seed.nunique(), grid_hours(frame)
+    seconds = runs.groupby("stack")[["train_seconds", "eval_seconds"]].max()  # of a whole stack
+    seeds, hours = runs.seed.nunique(), seconds.to_numpy().sum() / 3600
     smallest = 2 / 2**seeds * len(TESTED) * len(METRICS)  # all signs alike, in a family of four
     told = {
         "runs": f"{len(runs):,}",
@@ -258,12 +247,6 @@ def counted(frame: pd.DataFrame) -> dict[str, str]:
         for setting in levels:
             told[f"report.{setting}.published_{curve}"] = f"{levels[setting][curve]:.3f}"
     return told
-
-
-def grid_hours(frame: pd.DataFrame) -> float:
-    """Hours of training and evaluation of all the study's stacks, one after the other."""
-    runs = frame[frame.arm.isin(design.ARMS.values())]  # a run's seconds are its whole stack's
-    return runs.groupby("stack")[["train_seconds", "eval_seconds"]].max().to_numpy().sum() / 3600
 
 
 def verdict(low: float, high: float, sign: int, p: float = 0) -> str:
