@@ -33,10 +33,7 @@ WORKERS = 2  # processes that the stacks train in, a thread each
 
 
 class Experiment(NamedTuple):
-    """Arms under one protocol: every structure with every λ_F, and more train.py arguments.
-
-    An arm is PROTOCOL.STRUCTURE.λ_F; with more arguments the experiment's name comes first.
-    """
+    """Arms of one protocol: PROTOCOL.STRUCTURE.λ_F; the experiment's name first if it has more."""
 
     protocol: str
     structures: tuple[str, ...]

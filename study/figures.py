@@ -19,14 +19,11 @@ from study.stats import bootstrap_interval, pareto_front
 
 Arms = dict[str, pd.DataFrame]
 INNER = design.LAMBDAS[1:-1]
-STYLES = {  # of a structure, and where its points' labels stand
-    name: ({"color": colour, "marker": marker}, place)
-    for name, colour, marker, place in [
-        ("shared", COLOURS[0], "o", ((6, -11), "left")),
-        ("k16", COLOURS[1], "^", ((-6, 6), "right")),
-        ("separate", COLOURS[2], "s", ((6, 6), "left")),
-    ]
+STYLES = {
+    structure: {"color": colour, "marker": marker}
+    for structure, colour, marker in zip(WEIGHED, COLOURS, "o^s", strict=False)
 }
+LABEL_PLACES = dict(shared=((6, -11), "left"), k16=((-6, 6), "right"), separate=((6, 6), "left"))
 WEIGHT_COLOURS = {"0.99": COLOURS[0], "0.5": COLOURS[1]}
 AXES = {"mrr": "MRR (test)", "mse": "MSE (test, rating units²)"}
 TITLES = {column: tag for column, tag, _ in plot.curves() if column in design.CURVES}
@@ -166,7 +163,7 @@ def weights_figure(arms: Arms) -> Figure:
     apart = {"mrr": (2.75, "ranking"), "mse": (-2.75, "rating")}
     for axis, (metric, (alone, task)) in zip(panels[0], apart.items(), strict=True):
         for k, structure in enumerate(WEIGHED):
-            style, shift = STYLES[structure][0] | {"capsize": 2}, k - 1
+            style, shift = STYLES[structure] | {"capsize": 2}, k - 1
             dial = [arms[f"selected.{structure}.{f:g}"][metric] for f in INNER]
             means(axis, place(INNER) + 0.04 * shift, dial, label=label(structure), **style)
             own = [arms[f"alone.{structure}"][metric]]
@@ -196,21 +193,21 @@ def pareto_figure(arms: Arms) -> Figure:
             lambdas = [f for f in INNER if len(runs[f])]
             at = np.array([runs[f].mean() for f in lambdas]).reshape(-1, 2)
             sds = np.nan_to_num([runs[f].std() for f in lambdas]).reshape(-1, 2)
-            points[structure], style = (lambdas, at), STYLES[structure][0] | {"markersize": 5}
+            points[structure], style = (lambdas, at), STYLES[structure] | {"markersize": 5}
             bars = style | {"linestyle": "", "elinewidth": 0.6, "alpha": 0.35}
             axis.errorbar(at[:, 1], at[:, 0], sds[:, 0], sds[:, 1], **bars)
             front = at[pareto_front(at)]
             front = front[np.argsort(front[:, 1])]
-            told = f"{label(structure)}, with its front"
-            axis.step(front[:, 1], front[:, 0], where="post", label=told, **style)
+            style["label"] = f"{label(structure)}, with its front"
+            axis.step(front[:, 1], front[:, 0], where="post", **style)
         baseline_lines(axis, arms, "mrr")
         baseline_lines(axis, arms, "mse", across=False)
         axis.margins(x=0.1)
         near = 0.04 * np.ptp(axis.get_ylim()), 0.06 * np.ptp(axis.get_xlim())
         for structure, (lambdas, at) in points.items():
             shown = np.full(len(at), structure == "shared") | pareto_front(at)
-            style, (offset, side) = STYLES[structure]
-            style = {"color": style["color"], "ha": side, "fontsize": 8.5, "zorder": 5}
+            offset, side = LABEL_PLACES[structure]
+            style = {"color": STYLES[structure]["color"], "ha": side, "fontsize": 8.5, "zorder": 5}
             style["path_effects"] = [withStroke(linewidth=2.5, foreground="white")]
             for text, (mrr, mse) in point_labels(at, lambdas, near, shown).items():
                 axis.annotate(text, (mse, mrr), offset, textcoords="offset points", **style)

@@ -122,28 +122,22 @@ def study_arms(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     runs = frame.set_index("seed").sort_index()
     there = dict(iter(runs.groupby("arm")))
     arms = {name: there.get(name, runs[:0]) for name in (n.replace(" ", "_") for n in names)}
+    box = design.REFERENCE, design.IDEAL
     for structure in design.WEIGHED:
         dial = [arms[f"selected.{structure}.{f:g}"] for f in design.LAMBDAS]
         alone = pd.DataFrame({"mrr": dial[-1].own_mrr, "mse": dial[0].own_mse})
         arms[f"alone.{structure}"] = alone.assign(own_mrr=alone.mrr, own_mse=alone.mse)
-        arms[f"hypervolume.{structure}"] = hypervolumes(dial)
+        volumes = {}  # of a structure's arms together, for each seed that all of them have
+        for seed, runs in pd.concat(dial).groupby(level="seed"):
+            if len(runs) == len(dial):
+                pairs = runs[["mrr", "mse"]], runs[["own_mrr", "own_mse"]]
+                volumes[seed] = [stats.hypervolume(pair.to_numpy(float), *box) for pair in pairs]
+        arms[f"hypervolume.{structure}"] = by_seed(volumes, "volume own_volume")
     for question, settings in design.QUESTIONS.items():
         for protocol in TESTED:
             pair = (arms[f"{protocol}.{setting}"] for setting in settings)
             arms[f"users.{question}.{protocol}"] = user_by_user(*pair)
     return arms
-
-
-def hypervolumes(dial: list[pd.DataFrame]) -> pd.DataFrame:
-    """The volume of a structure's arms together, a row a seed that all of them have."""
-    volumes = {"volume": {}, "own_volume": {}}
-    for seed, runs in pd.concat(dial).groupby(level="seed"):
-        for own in ("", "own_") if len(runs) == len(dial) else ():
-            points = runs[[f"{own}mrr", f"{own}mse"]].to_numpy(float)
-            volumes[f"{own}volume"][seed] = stats.hypervolume(
-                points, design.REFERENCE, design.IDEAL
-            )
-    return pd.DataFrame(volumes, dtype=float)
 
 
 def user_by_user(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
@@ -160,8 +154,11 @@ def user_by_user(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
         shares = [100 * (np.sign(difference) == sign).mean() for sign in (1, -1, 0)]
         significant = stats.signed_rank_test(difference) < 0.05
         rows[seed] = [difference.mean(), *shares, shares[0] > shares[1], significant]
-    columns = ["difference", "better", "worse", "tied", "agree", "tests"]
-    return pd.DataFrame.from_dict(rows, "index", columns=columns, dtype=float)
+    return by_seed(rows, "difference better worse tied agree tests")
+
+
+def by_seed(rows: dict[int, list], columns: str) -> pd.DataFrame:
+    return pd.DataFrame.from_dict(rows, "index", columns=columns.split(), dtype=float)
 
 
 class Numbers:
@@ -178,8 +175,16 @@ class Numbers:
     def __init__(self, frame: pd.DataFrame):
         self.arms = study_arms(frame)
         self.told = counted(frame)
-        for question in design.QUESTIONS:
-            self.told |= self.tested(question)
+        for question in design.QUESTIONS:  # each a family of tests
+            names = [f"{question}.{protocol}.{metric}" for protocol in TESTED for metric in METRICS]
+            p_values = [stats.signed_rank_test(self[name].values) for name in names]
+            for name, p, adjusted in zip(names, p_values, stats.holm(p_values), strict=True):
+                self.told |= {
+                    f"{name}.p": Estimate([p], 4),
+                    f"{name}.holm": Estimate([adjusted], 4),
+                }
+                for size, value in stats.effect_sizes(self[name].values).items():
+                    self.told[f"{name}.{size}"] = Estimate([value], 2, "+")
         for name, sign in design.EXPECTED.items():
             interval = stats.bootstrap_interval(self[name].values)
             test = self.told.get(f"{name}.holm", Estimate([0], 4))  # most have none
@@ -206,17 +211,6 @@ class Numbers:
             close = difflib.get_close_matches(f"{arm}.{column}", [*self.told, *known], 1, 0.3)
             raise ValueError(f"no number {name}{f'; the nearest is {close[0]}' if close else ''}")
         return self.arms[arm][column]
-
-    def tested(self, question: str) -> dict[str, Estimate]:
-        """A question's family of tests, with the effect sizes."""
-        names = [f"{question}.{experiment}.{metric}" for experiment in TESTED for metric in METRICS]
-        p_values, told = [stats.signed_rank_test(self[name].values) for name in names], {}
-        for name, p, adjusted in zip(names, p_values, stats.holm(p_values), strict=True):
-            d, biserial = stats.effect_sizes(self[name].values)
-            told |= {f"{name}.p": Estimate([p], 4), f"{name}.holm": Estimate([adjusted], 4)}
-            told[f"{name}.d"] = Estimate([d], 2, "+")
-            told[f"{name}.rank_biserial"] = Estimate([biserial], 2, "+")
-        return told
 
 
 def counted(frame: pd.DataFrame) -> dict[str, str]:

@@ -64,12 +64,8 @@ class Results:
     """A results file of whole stacks; `done` names those it holds.
 
     A stack's lines are appended in one write. The last stack of the file, where it was cut short,
-    is dropped and to be done again.
-
-    Args:
-        expected: of each stack its "runs" and, where it trains, its "epochs".
-
-    Raises ValueError when the file holds a stack of another size: nothing on record is dropped.
+    is dropped and to be done again. `expected` tells each stack's "runs" and, where it trains, its
+    "epochs". Raises ValueError when the file holds one of another size: nothing is thrown away.
     """
 
     def __init__(self, path: Path, expected: dict[str, dict]):
@@ -82,16 +78,15 @@ class Results:
         self.done = set(stacks)
         for name in stacks.keys() & expected.keys():
             n, first, runs = len(stacks[name]), stacks[name][0], expected[name]["runs"]
-            epochs = expected[name].get("epochs", first.get("epochs"))
-            cut_short = n < first.get("stack_size", runs) and name == records[-1]["stack"]
+            epochs, wanted = first.get("epochs"), expected[name].get("epochs", first.get("epochs"))
+            cut_short = n < runs == first.get("stack_size", runs) and name == records[-1]["stack"]
+            if epochs != wanted or n != runs and not cut_short:
+                raise ValueError(
+                    f"{path} holds {name} with {n} runs of {epochs} epochs, "
+                    f"not {runs} of {wanted}: name another file by --out"
+                )
             if cut_short:
                 self.done.remove(name)
-            size = first.get("stack_size", runs if cut_short else n), first.get("epochs")
-            if size != (runs, epochs) or n < runs and not cut_short:
-                raise ValueError(
-                    f"{path} holds {name} with {n} runs of {size[1]} epochs, "
-                    f"not {runs} of {epochs}: name another file by --out"
-                )
         append(path, [])  # a place that can't be written to is told now, not in hours
         kept = as_text(record for record in records if record["stack"] in self.done)
         if kept != path.read_text(encoding="utf-8"):

@@ -77,10 +77,8 @@ def trained_lines(stack: dict, folder: Path) -> list[dict]:
 def line_of(stack: dict, result: dict) -> dict:
     """What the results file keeps of a run."""
     run = load_run(result["folder"])
-    line = {key: value for key, value in stack.items() if key not in ("runs", "arguments")}
-    line |= {"weighting": "fixed"} | run.config | result
-    line.pop("resume", None)
-    del line["folder"]
+    line = stack | {"weighting": "fixed"} | run.config | result
+    line = {key: line[key] for key in line if key not in ("runs", "arguments", "resume", "folder")}
     measured = [row for row in run.history if row["mrr"] is not None]
     line |= {"last_mrr": measured[-1]["mrr"], "last_mse": measured[-1]["mse"]}
     if "val_mrr" in measured[0]:  # each task at the epoch that is best for it alone
@@ -92,11 +90,9 @@ def line_of(stack: dict, result: dict) -> dict:
         line |= cold_counts(run)
     # Every epoch where the curves are drawn, every tenth elsewhere: the file is committed.
     line["curve_step"] = step = 1 if stack["experiment"] == "report" else 10
-    shown, history = [name for name in CURVES if name in run.history[0]], run.history
-    line["curves"] = {
-        name: [rounded(row[name], 4) for row in history[step - 1 :: step]] for name in shown
-    }
-    return line
+    rows = run.history[step - 1 :: step]
+    there = [name for name in CURVES if name in rows[0]]
+    return line | {"curves": {name: [rounded(row[name], 4) for row in rows] for name in there}}
 
 
 def rounded(value: float | None, digits: int) -> float | None:

@@ -5,7 +5,6 @@ Runs are compared in pairs of the same seed. In text a minus is "−", and "—"
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -57,11 +56,6 @@ class Estimate:
         return forms[form]
 
 
-@cache
-def resamples(n: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(n, size=(10_000, n))
-
-
 def bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
     """95% interval of the mean from 10,000 resamples; NaN with fewer than two values.
 
@@ -72,7 +66,8 @@ def bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
     if (n := len(values)) < 2:
         return np.nan, np.nan
     tail = 100 * stats.norm.cdf(stats.t.ppf(0.025, n - 1) * np.sqrt(n / (n - 1)))
-    return tuple(np.percentile(values[resamples(n)].mean(1), [tail, 100 - tail]))
+    resamples = np.random.default_rng(0).integers(n, size=(10_000, n))
+    return tuple(np.percentile(values[resamples].mean(1), [tail, 100 - tail]))
 
 
 def t_interval(values: np.ndarray) -> tuple[float, float]:
@@ -102,15 +97,14 @@ def holm(p_values: list[float]) -> np.ndarray:
     return np.minimum(adjusted, 1)
 
 
-def effect_sizes(difference: np.ndarray) -> tuple[float, float]:
-    """Mean over sd, and the rank-biserial correlation (W₊ − W₋) / (W₊ + W₋), of differences."""
-    if not len(difference):
-        return np.nan, np.nan
+def effect_sizes(difference: np.ndarray) -> dict[str, float]:
+    """d, mean over sd, and rank_biserial, (W₊ − W₋) / (W₊ + W₋), of at least two differences."""
+    if len(difference) < 2 or not difference.any():
+        return {"d": np.nan, "rank_biserial": np.nan}
     differs = difference[difference != 0]
     ranks = stats.rankdata(abs(differs))
-    spread = difference.std(ddof=1) if len(difference) > 1 else 0.0
-    d = difference.mean() / spread if spread > 0 else np.nan
-    return d, float((np.sign(differs) * ranks).sum() / ranks.sum()) if len(differs) else np.nan
+    biserial = (np.sign(differs) * ranks).sum() / ranks.sum()
+    return {"d": difference.mean() / difference.std(ddof=1), "rank_biserial": biserial}
 
 
 def pareto_front(points: np.ndarray) -> np.ndarray:

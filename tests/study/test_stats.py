@@ -62,9 +62,9 @@ def test_pairs_are_made_by_seed_whatever_the_order_and_a_lone_seed_is_dropped():
 
 
 def test_effect_sizes_by_hand():
-    d, biserial = effect_sizes(np.array([1.0, 2.0, -3.0, 4.0]))
-    assert d == pytest.approx(1 / np.std([1, 2, -3, 4], ddof=1))
-    assert biserial == pytest.approx((1 + 2 - 3 + 4) / 10)
+    told = effect_sizes(np.array([1.0, 2.0, 0.0, -3.0, 4.0]))
+    d = 0.8 / np.std([1, 2, 0, -3, 4], ddof=1)
+    assert told == pytest.approx({"d": d, "rank_biserial": (1 + 2 - 3 + 4) / 10})
 
 
 def test_the_pareto_front_is_what_no_other_point_beats():
