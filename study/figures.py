@@ -1,6 +1,5 @@
 """The study's figures, drawn from its arms (numbers.study_arms).
 
-`study_figures(arms)` gives every figure that the runs suffice for, by name; report.py saves them.
 Bands are mean ± sd over seeds, bars are bootstrap 95% intervals of the mean.
 """
 
@@ -243,16 +242,15 @@ def gradients_figure(arms: Arms) -> Figure:
                 "color": WEIGHT_COLOURS[f],
                 "linestyle": "-" if structure == "shared" else "--",
             }
-            told, cosine = label(setting), curves_of(runs, f"{side}_cosine")
-            band(ratios, curves_of(runs, f"{side}_norm_ratio"), label=told, **style)
-            if structure == "shared" and np.isfinite(cosine).any():
-                conflict = (cosine[np.isfinite(cosine)] < 0).mean()
-                told = f"{told}: {conflict:.0%} of steps in conflict"
-                band(cosines, cosine, label=told, **style)
+            band(ratios, curves_of(runs, f"{side}_norm_ratio"), label=label(setting), **style)
+            if structure == "shared":
+                conflict = f"{runs[f'{side}_conflict'].mean():.0f}% of steps in conflict"
+                style["label"] = f"{label(setting)}: {conflict}"
+                band(cosines, curves_of(runs, f"{side}_cosine"), **style)
         cosines.axhline(0, color="black", linewidth=0.8)
         cosines.set(title=f"{side}: cosine of the tasks' gradients", ylabel="cosine")
-        ratios.set_title(f"{side}: norm of the gradients, ranking over rating")
-        ratios.set(ylabel="ratio", yscale="log")
+        ratios.set(title=f"{side}: norm of the gradients, ranking over rating", ylabel="ratio")
+        ratios.set_yscale("log")
         ratios.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ratios.yaxis.set_major_formatter("{x:g}")
         ratios.yaxis.set_minor_formatter(NullFormatter())

@@ -4,6 +4,7 @@ A fork that changes the model can leave these out: `pytest --ignore tests/record
 """
 
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -12,25 +13,36 @@ from checks.report import DOCUMENTS, read_bench, records_text
 from study import records
 from study.design import CURVES, PLANNED, PUBLISHED, WORKERS
 from study.numbers import Numbers, curves_of, read_study
-from study.report import RECORD, ROOT, TABLES, TEMPLATE, rendered, sections, write_report
+from study.report import RECORD, ROOT, TEMPLATE, sections, write_report
 
 RESULTS = ROOT / "results"
-STUDY = ROOT / RECORD
 
 
 @pytest.fixture(scope="module")
 def frame():
-    return read_study(STUDY)
+    return read_study(ROOT / RECORD)
 
 
-def test_the_study_says_what_its_lines_say(frame):
-    numbers = Numbers(frame)
-    page = rendered(numbers, TABLES)
-    tables = sections(page)
-    assert (RESULTS / "tables.md").read_text(encoding="utf-8") == page
-    text = rendered(numbers, TEMPLATE, tables)
-    assert (ROOT / "STUDY.md").read_text(encoding="utf-8") == text
-    known = tables | records_text(RESULTS)  # and what the checks put on record
+def parts_of(path) -> tuple[str, np.ndarray]:
+    """A figure's text without ids and numbers, and its numbers: equal but for the last digits."""
+    svg = re.sub(r'id="[^"]*"|#[\w.-]+', "", path.read_text())
+    number = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"
+    return re.sub(number, "0", svg), np.array(re.findall(number, svg), float)
+
+
+def test_documents_tables_and_figures_are_those_that_the_lines_make(frame, tmp_path):
+    shutil.copy(ROOT / "README.md", tmp_path)
+    pages = [tmp_path / name for name in ("results/tables.md", "STUDY.md", "README.md")]
+    *figures, tables, study, readme = write_report(frame, tmp_path / "results", tmp_path)
+    assert [tables, study, readme] == pages and len(figures) == 2 * 6
+    for made in [*figures, *pages]:
+        kept = ROOT / made.relative_to(tmp_path)
+        if made.suffix == ".md":
+            assert made.read_text(encoding="utf-8") == kept.read_text(encoding="utf-8")
+        if made.suffix == ".svg":
+            (shape, numbers), (kept_shape, kept_numbers) = parts_of(made), parts_of(kept)
+            assert shape == kept_shape and np.allclose(numbers, kept_numbers, atol=0.01), made.name
+    known = sections(tables.read_text(encoding="utf-8")) | records_text(RESULTS)  # of the checks
     for document in DOCUMENTS:
         assert records.stale_blocks(ROOT / document, known) == []
         assert set(records.block_names(ROOT / document)) - {"readme_joint"} <= set(known)
@@ -52,23 +64,6 @@ def test_a_document_leaves_nothing_to_be_done_and_links_only_to_what_is_there():
         links = [link.split("#")[0] for link in links if "://" not in link and link[0] != "#"]
         assert links or document.name not in ("README.md", "STUDY.md")
         assert [link for link in links if not (document.parent / link).is_file()] == []
-
-
-def parts_of(svg: str) -> tuple[str, np.ndarray]:
-    """A figure's text without ids and numbers, and its numbers: equal but for the last digits."""
-    svg = re.sub(r'id="[^"]*"|#[\w.-]+', "", svg)
-    number = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"
-    return re.sub(number, "0", svg), np.array(re.findall(number, svg), float)
-
-
-def test_the_figures_committed_are_those_that_the_results_draw(frame, tmp_path):
-    names = [path.name for path in write_report(frame, tmp_path) if path.suffix == ".svg"]
-    assert len(names) == 6
-    for name in names:
-        pair = [(folder / "figures" / name).read_text() for folder in (tmp_path, RESULTS)]
-        (shape, numbers), (kept_shape, kept_numbers) = map(parts_of, pair)
-        assert shape == kept_shape, name
-        assert np.allclose(numbers, kept_numbers, atol=0.01), name
 
 
 def test_every_line_on_record_says_what_made_it_and_the_grid_is_whole_and_takes_three_hours(frame):

@@ -132,16 +132,6 @@ def test_a_verdict_follows_the_interval_and_the_test_that_belongs_to_it():
     assert NAMED["q1.selected.mse.verdict"] == f"not settled: Holm's p is {adjusted}"
 
 
-def test_a_file_with_a_fault_is_refused_by_name_and_line(tmp_path):
-    for content, told in [
-        ([{}, *LINES[:3]], "line 1 names no experiment"),
-        ([*LINES[:3], LINES[0]], "line 4 repeats the run"),
-        ([], "no runs in it"),
-    ]:
-        with pytest.raises(ValueError, match=told):
-            read_study(saved(tmp_path, content))
-
-
 def test_a_documents_placeholders_are_filled_and_an_unknown_one_names_the_nearest(tmp_path):
     source, arm = tmp_path / "S.md.in", "report.shared.0.5"
     source.write_text(f"{{{arm}.mrr}}\n{{table: report}}\n{{{arm}: mrr:ci mse}}, {{seeds}} seeds\n")
@@ -181,14 +171,18 @@ def test_the_command_draws_what_a_partial_file_holds_and_leaves_the_documents_al
 
 
 def test_the_command_tells_a_fault_in_one_line_before_anything_is_written(tmp_path, capsys):
-    gone = tmp_path / "gone.jsonl"
-    for given, told in [
-        ([gone], "gone.jsonl: no such file"),
-        ([report.ROOT / report.RECORD, "--out", saved(tmp_path, [])], "should be a folder"),
-    ]:
+    def told(*given):
         with pytest.raises(SystemExit, match="2"):
             report.main([str(word) for word in given])
-        assert told in (line := capsys.readouterr().err) and line.count("\n") == 1
+        line = capsys.readouterr().err
+        return line if line.count("\n") == 1 else ""
+
+    assert "gone.jsonl: no such file" in told(tmp_path / "gone.jsonl")
+    assert "names no experiment" in told(saved(tmp_path, [LINES[0], {}]))
+    assert "line 4 repeats the run" in told(saved(tmp_path, [*LINES[:3], LINES[0]]))
+    study = saved(tmp_path, LINES[:1])
+    assert "should be a folder" in told(study, "--out", study)
+    assert [path.name for path in study.parent.iterdir()] == [study.name]
     (tmp_path / "README.md").write_text("<!-- table: a -->1")
     with pytest.raises(ValueError, match=r"README\.md: the table a has no"):
         report.write_report(FRAME, tmp_path / "out", tmp_path)
