@@ -143,8 +143,7 @@ def study_arms(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
 def user_by_user(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     """Reciprocal ranks user by user, first − second, summed up a row a seed.
 
-    The mean difference; % of users better, worse and tied; 1 where more are better than worse,
-    and where the users' signed-rank test has p < 0.05.
+    % of users better, worse, tied; 1 where more are better than worse, where their test has p < 5%.
     """
     rows = {}
     for seed in first.index.intersection(second.index):
@@ -164,12 +163,11 @@ def by_seed(rows: dict[int, list], columns: str) -> pd.DataFrame:
 class Numbers:
     """Every number of the study by name: an Estimate over seeds, or text; "—" while not computed.
 
-    ARM.COLUMN               arms as study_arms names them, columns as DIGITS does
-    FIRST − SECOND.COLUMN    of two arms, paired by seed
-    QUESTION.EXPERIMENT.COLUMN                 of a question's two settings, paired too
-    …mrr.p, .holm, .d, .rank_biserial          of the tests; also of mse
-    …COLUMN.verdict                            of what was expected
-    runs, seeds, hours, …                      how much was run (see counted)
+    ARM.COLUMN                    arms as study_arms names them, columns as DIGITS does
+    FIRST − SECOND.COLUMN         of two arms, paired by seed
+    QUESTION.EXPERIMENT.COLUMN    of a question's settings, also paired; of mrr and mse the tests
+                                  too, .p .holm .d .rank_biserial; of what was expected .verdict
+    runs, seeds, hours, …         how much was run (see counted)
     """
 
     def __init__(self, frame: pd.DataFrame):

@@ -90,8 +90,7 @@ def line_of(stack: dict, result: dict) -> dict:
         line |= cold_counts(run)
     # Every epoch where the curves are drawn, every tenth elsewhere: the file is committed.
     line["curve_step"] = step = 1 if stack["experiment"] == "report" else 10
-    rows = run.history[step - 1 :: step]
-    there = [name for name in CURVES if name in rows[0]]
+    rows, there = run.history[step - 1 :: step], [name for name in CURVES if name in measured[0]]
     return line | {"curves": {name: [rounded(row[name], 4) for row in rows] for name in there}}
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from data import load
 from study import faults, run
-from study.design import ARMS, VARIANTS, plan
+from study.design import ARMS, SELECTED, VARIANTS, plan
 from study.records import as_text, read
 
 ROOT = Path(__file__).parents[2]
@@ -45,12 +45,17 @@ def test_a_stack_goes_on_with_its_own_folder_and_replaces_another_studys(
     monkeypatch.setattr(run, "die_with_parent", lambda: None)
     commands, real = [], run.train.main
     monkeypatch.setattr(run.train, "main", lambda argv: commands.append(argv) or real(argv))
-    stack = dict(stack="a", experiment="report", protocol="report")
-    for epochs in ("2", "2", "3"):
-        arguments = ["--data", str(ratings_csv), *SMALL, epochs]
-        run.work(stack | {"arguments": arguments}, tmp_path)
-        lines = [(line["seed"], line["epochs"]) for line in read(tmp_path / "lines.jsonl")]
-        assert lines == [(0, int(epochs)), (1, int(epochs))]
+    stack = dict(stack="a", experiment="selected", protocol="selected")
+    small = ["--data", str(ratings_csv), "--split", "temporal", *SELECTED.split(), *SMALL]
+    for epochs in (2, 2, 3):
+        run.work(stack | {"arguments": [*small, str(epochs)]}, tmp_path)
+        lines = read(tmp_path / "lines.jsonl")
+        assert [(line["seed"], line["epochs"]) for line in lines] == [(0, epochs), (1, epochs)]
+    for line in lines:
+        ranks = np.array(line["reciprocal_ranks"], float)
+        assert np.nanmean(ranks) == pytest.approx(line["mrr"], rel=1e-4)
+        assert {"own_mrr", "own_mse", "last_mrr", "last_mse"} <= set(line)
+        assert 0 <= line["cold_users"] <= line["cold_user_rows"] <= line["test_rows"] == 200
     assert ["--resume" in command for command in commands] == [False, True, False]
 
 
