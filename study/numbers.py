@@ -132,7 +132,7 @@ def study_arms(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
             if len(runs) == len(dial):
                 pairs = runs[["mrr", "mse"]], runs[["own_mrr", "own_mse"]]
                 volumes[seed] = [stats.hypervolume(pair.to_numpy(float), *box) for pair in pairs]
-        arms[f"hypervolume.{structure}"] = by_seed(volumes, "volume own_volume")
+        arms[f"hypervolume.{structure}"] = pd.DataFrame(volumes, ["volume", "own_volume"]).T
     for question, settings in design.QUESTIONS.items():
         for protocol in TESTED:
             pair = (arms[f"{protocol}.{setting}"] for setting in settings)
@@ -153,11 +153,9 @@ def user_by_user(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
         shares = [100 * (np.sign(difference) == sign).mean() for sign in (1, -1, 0)]
         significant = stats.signed_rank_test(difference) < 0.05
         rows[seed] = [difference.mean(), *shares, shares[0] > shares[1], significant]
-    return by_seed(rows, "difference better worse tied agree tests")
-
-
-def by_seed(rows: dict[int, list], columns: str) -> pd.DataFrame:
-    return pd.DataFrame.from_dict(rows, "index", columns=columns.split(), dtype=float)
+    return pd.DataFrame(
+        rows, index="difference better worse tied agree tests".split(), dtype=float
+    ).T
 
 
 class Numbers:
