@@ -148,7 +148,7 @@ def pairwise_step(stack, batch) -> tuple[Tensor, Tensor, Tensor | None]:
     # Rows: the rating window first; the ranking window is added to it in the common columns, or
     # where the tasks are kept apart, added to tables of ranking's own.
     own_dims = net.width - d_r  # ranking's own columns come first
-    to_users, to_items = torch.empty_like(u), torch.zeros_like(q)
+    to_users, to_items = torch.empty_like(u), torch.empty_like(q)
     to_positive, to_negative = to_items[:, :size], to_items[:, size:]
     slopes, added = slope[..., None], own_dims if apart else d_f
     for to_rows, to_window, other, factor in (
@@ -159,12 +159,14 @@ def pairwise_step(stack, batch) -> tuple[Tensor, Tensor, Tensor | None]:
         torch.mul(slopes, factor[..., :own_dims], out=to_rows[..., :own_dims])
         to_rows[..., own_dims:added].addcmul_(slopes, factor[..., own_dims:added])
     torch.mul(-slopes, u_f[..., :added], out=to_negative[..., :added])
+    if added < net.width:
+        to_negative[..., added:] = 0
     to_item_bias = torch.cat([slope, -slope], 1)
     add_rows(net.users.grad, user_ids, to_users)
     add_rows(net.items.grad, item_ids, to_items)
     add_rows(net.item_bias.grad, item_ids, to_item_bias)
-    rated_ids = (items + net.run * net.n_items).flatten()
     if net.structure.rating_biases:
+        rated_ids = (items + net.run * net.n_items).flatten()
         user_bias, item_bias = net.rating_bias_tables()
         add_rows(user_bias.grad, user_ids, error)
         add_rows(item_bias.grad, rated_ids, error)

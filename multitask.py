@@ -135,8 +135,8 @@ class Batch(NamedTuple):
 
     @property
     def size(self) -> int | Tensor:
-        """How many interactions of each run it holds: of all the same, or (R,)."""
-        return self.items.shape[1] if self.real is None else self.real.sum(1)
+        """How many interactions of each run it holds: of all the same, or (R, 1)."""
+        return self.items.shape[1] if self.real is None else self.real.sum(1, keepdim=True)
 
     @property
     def user_ids(self) -> Tensor:
@@ -310,14 +310,13 @@ class Options:
 
 
 def norm_ratios(gram: Tensor, weights: Tensor) -> Tensor:
-    """log(|g_F| / |g_R|), and log ρ of ρ = w_F·|g_F| / (w_R·|g_R|): (R, 2), of what is shared.
+    """log(|g_F| / |g_R|), and log ρ of ρ = w_F·|g_F| / (w_R·|g_R|), of what is shared: (..., 2).
 
-    Of a (R, 2, 2) Gram matrix and (R, 2) weights; a weight of 0 counts as 1e-8.
+    Of Gram matrices, (..., 2, 2), and weights, (..., 2), of which 0 counts as 1e-8.
     """
-    norms = gram.diagonal(dim1=1, dim2=2).log() / 2
-    ratio = norms[:, 0] - norms[:, 1]
-    weights = weights.clamp(min=1e-8).log()
-    return torch.stack([ratio, ratio + weights[:, 0] - weights[:, 1]], 1)
+    norms = gram.diagonal(dim1=-2, dim2=-1).log() / 2
+    ratio, weights = -norms.diff(dim=-1), weights.clamp(min=1e-8).log()
+    return torch.cat([ratio, ratio - weights.diff(dim=-1)], -1)
 
 
 class Stack:
@@ -531,40 +530,42 @@ class Stack:
         """
         if self.written_out is None:
             self.prepare()
-        moves, measured, ratios = self.weighting.moves, {}, []
-        totals = torch.zeros(3, len(self.seeds), 2, device=self.device)  # of L, w·L and w
-        self.weighting.epoch_start(epoch, self.steps)
+        weighting, measured, kept = self.weighting, {}, []  # Gram matrices and their weights
+        totals = torch.zeros(3, len(self.seeds), 2, device=self.device)
+        total, weighted, weights_total = totals.unbind(0)  # of L, w·L and w
+        weighting.epoch_start(epoch, self.steps)
         for k, batch in enumerate(self.batches(epoch)):
             if k == 0:
-                if self.options.log_gradients or (moves and not self.weighting.apart):
+                if self.options.log_gradients or (weighting.moves and not weighting.apart):
                     self._draw_from("measured dropout", epoch)
                     measured, gram = self.measure_gradients(batch)
-                    ratios.append(norm_ratios(gram, self.weighting.shared))
+                    kept.append((gram, weighting.shared))
                 self._draw_from("dropout", epoch)
             if self.options.schedule == "cosine":
                 done = (epoch + k / self.steps) / self.options.epochs
                 self.optimizer.lr = self.options.lr * (1 + math.cos(math.pi * done)) / 2
             losses, weights, gram = (self.captured or self.step)(batch)
-            losses = losses * (batch.size if batch.real is None else batch.size[:, None])
-            totals[0] += losses
-            if moves:
-                totals[1] += weights * losses
-                totals[2] += weights / self.steps
+            losses = losses * batch.size
+            total.add_(losses)
+            if weighting.moves:
+                weighted.addcmul_(weights, losses)
+                weights_total.add_(weights)
             if gram is not None:
-                ratios.append(norm_ratios(gram, weights))
-        means, weighted = totals[:2] / self.train.shape[1]
-        self.weighting.epoch_end(epoch, means)
-        if not moves:
-            weighted = self.weighting.shared * means
+                kept.append((gram.clone(), weights.clone()))  # a captured step's are its own
+        means = total / self.train.shape[1]
+        weighting.epoch_end(epoch, means)
+        joint = weighted / self.train.shape[1] if weighting.moves else weighting.shared * means
+        mean_weights = weights_total / self.steps
         logged = {"factorization_loss": means[:, 0], "regression_loss": means[:, 1]}
-        logged["joint_loss"] = weighted.sum(1)
-        if moves:
-            logged |= {"weight_f": totals[2, :, 0], "weight_r": totals[2, :, 1]}
-        if ratios:
-            norms, weighted_norms = torch.stack(ratios).mean(0).exp().unbind(1)
+        logged["joint_loss"] = joint.sum(1)
+        if weighting.moves:
+            logged |= {"weight_f": mean_weights[:, 0], "weight_r": mean_weights[:, 1]}
+        if kept:
+            grams, pairs = (torch.stack(each) for each in zip(*kept, strict=True))
+            if weighting.moves and not weighting.apart:  # of the first batch
+                pairs = mean_weights
+            norms, weighted_norms = norm_ratios(grams, pairs).mean(0).exp().unbind(1)
             logged |= {"norm_ratio": norms, "weighted_norm_ratio": weighted_norms}
-            if moves and not self.weighting.apart:  # of the first batch
-                logged["weighted_norm_ratio"] = norms * totals[2, :, 0] / totals[2, :, 1]
         return {name: values.cpu() for name, values in (logged | measured).items()}
 
     def _draw_from(self, purpose: str, epoch: int) -> None:
