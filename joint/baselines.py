@@ -244,7 +244,7 @@ def recorded(path, wanted, compute):
     for line in records.read(path):
         if wanted.items() <= line.items():
             return line
-    line = wanted | compute(wanted) | provenance(wanted["method"])
+    line = wanted | compute(wanted)
     records.append(path, [line])
     return line
 
@@ -296,7 +296,8 @@ def tune(name, data, path):
             fit_and_test(name, data, seed, fold.train, fold.validation, wanted["settings"])
             for seed, fold in enumerate(folds)
         ]
-        return {key: [fold[key] for fold in metrics] for key in ("mrr", "mse", "fit_seconds")}
+        lists = {key: [fold[key] for fold in metrics] for key in ("mrr", "mse", "fit_seconds")}
+        return lists | provenance(name)
 
     for settings in method.first:
         study.enqueue_trial(settings)
@@ -323,7 +324,8 @@ def results_of(name, data, split, seeds, path):
     def test(wanted):
         seed, settings = wanted["seed"], wanted["settings"]
         parts = temporal_split(data) if split == "temporal" else random_split(data, seed)
-        return fit_and_test(name, data, seed, parts.train, parts.test, settings)
+        metrics = fit_and_test(name, data, seed, parts.train, parts.test, settings)
+        return metrics | provenance(name)
 
     wanted = {"experiment": "baselines", "method": name, "settings": METHODS[name].settings}
     return [recorded(path, wanted | {"split": split, "seed": seed}, test) for seed in seeds]

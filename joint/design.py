@@ -13,8 +13,6 @@ import shlex
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 import evaluation
 from arguments import resolve
 
@@ -23,9 +21,6 @@ SEEDS = "0-4"  # of the splits and of the models on them
 METRICS = {name: evaluation.METRICS[name].better for name in ("mrr", "mse")}  # +1: up, −1: down
 TARGETS = {"mrr": 0.152, "mse": 0.765}
 SPECIALISTS = {"ease": "mrr", "fm-implicit": "mse"}  # the best at each task, to be ahead of
-TRIALS = 30  # of the sampler in the search for the recipe
-FOLDS = 4  # validation parts of a trial; and as many again of a finalist
-FINALISTS = 6
 MEMBERS = 4  # of the ensemble, recipes/ensemble.txt
 LABELS = {
     "best": "one joint model",
@@ -114,28 +109,3 @@ def widths() -> dict[str, int | str]:
 def arguments_of(name: str) -> list[str]:
     """What train.py is given for an arm, but for seeds and split."""
     return recipe(ARMS[name].without) + ARMS[name].changes.format(**widths()).split()
-
-
-# ---- the choice of the recipe ----------------------------------------------------------------
-
-
-def ranked_trials(lines: list[dict]) -> list[dict]:
-    """Trials of joint/tune.py by their margin, best first; finalists alone once there are.
-
-    A margin is the smaller of the means over the folds of log(MRR / EASE's) and of log(myFM's MSE /
-    MSE); the specialists' lines hold all the folds.
-    """
-    specialists = {line["arguments"]: line for line in lines if line["arguments"] in SPECIALISTS}
-    ease, fm = (np.log(specialists[name][metric]) for name, metric in SPECIALISTS.items())
-    trials: dict[str, list[dict]] = {}
-    for line in lines:
-        if line["arguments"] not in SPECIALISTS:
-            trials.setdefault(line["arguments"], []).append(line)
-    most, merged = max(map(len, trials.values())), []
-    for arguments, parts in trials.items():
-        if len(parts) == most:
-            mrr, mse = ([x for part in parts for x in part[name]] for name in METRICS)
-            ahead = np.log(mrr) - ease[: len(mrr)], fm[: len(mse)] - np.log(mse)
-            margin = min(float(each.mean()) for each in ahead)
-            merged.append({"arguments": arguments, "mrr": mrr, "mse": mse, "margin": margin})
-    return sorted(merged, key=lambda each: -each["margin"])

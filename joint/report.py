@@ -22,7 +22,6 @@ import pandas as pd
 from arguments import Parser, pick
 from joint.design import (
     ARMS,
-    FOLDS,
     MEMBERS,
     METRICS,
     PLANNED,
@@ -31,8 +30,8 @@ from joint.design import (
     TARGETS,
     TEMPORAL,
     label,
-    ranked_trials,
 )
+from joint.tune import FOLDS, ranked_trials
 from models import MultiTaskNet, Structure
 from run_folder import write_whole
 from study.records import read, write_blocks

@@ -6,7 +6,7 @@
 
 A trial trains its settings on FOLDS folds inside split 0's training part, as one stack, and the
 sampler's value is the mean over the folds of log(MRR) − log(MSE) on the validation parts: no test
-row is looked at. The FINALISTS first by their margins over the specialists (design.ranked_trials)
+row is looked at. The FINALISTS first by their margins over the specialists (see ranked_trials)
 are trained on as many folds again, and the first over all of them is chosen: recipes/best.txt.
 
 Every trial is a line of results/tuning.jsonl. The search is the same every time and takes the
@@ -31,13 +31,20 @@ import train
 from arguments import Parser, number, resolve
 from data import load, random_split, validation_folds
 from joint import baselines
-from joint.design import FINALISTS, FOLDS, METRICS, SPECIALISTS, TRIALS, ranked_trials
+from joint.design import METRICS, SPECIALISTS
 from study import records
 
+TRIALS = 30  # of the sampler
 ASKED = 2  # trials asked for together, whatever the workers: the search is the same every time
-FIXED = """
+FOLDS = 4  # validation parts of a trial, and as many again of a finalist
+FINALISTS = 6
+ARGUMENTS = """
 --embedding-dim 100 --rating-head dot --rating-biases --user-history --item-history
 --leave-one-out --loss softmax --batch-by user --schedule cosine --clip-ratings
+--shared-dims {common} --ranking-dim {ranking} --rating-dim {rating}
+--lambda-f {lambda_f} --lambda-r {lambda_r} --epochs {epochs} --batch-size {batch_size} --lr {lr}
+--weight-decay {decay_ranking} {decay_common} {decay_rating}
+--ranking-dropout {ranking_dropout} --rating-dropout {rating_dropout}
 """
 SPACE = {  # searched on a logarithmic scale where a range spans more than a factor of 4
     "common": (64, 160),
@@ -63,16 +70,20 @@ FIRST = [  # the trials it begins with, in the space's order
 
 def arguments_of(settings: dict) -> str:
     """The command line of a trial."""
-    s = {name: f"{value:.3g}" for name, value in settings.items()}
-    common = settings["common"]
-    ranking, rating = common + settings["ranking_own"], common + settings["rating_own"]
-    decays = " ".join(s[f"decay_{part}"] for part in ("ranking", "common", "rating"))
-    text = f"{FIXED} --shared-dims {s['common']} --ranking-dim {ranking} --rating-dim {rating}"
-    text += f" --lambda-f {s['lambda_f']} --lambda-r {1 - float(s['lambda_f']):.3g}"
-    text += f" --epochs {s['epochs']} --batch-size {s['batch_size']} --lr {s['lr']}"
-    text += f" --weight-decay {decays}"
-    text += f" --ranking-dropout {s['ranking_dropout']} --rating-dropout {s['rating_dropout']}"
-    return " ".join(text.split())
+    told = {name: f"{value:.3g}" for name, value in settings.items()}
+    for task in ("ranking", "rating"):
+        told[task] = settings["common"] + settings[f"{task}_own"]
+    told["lambda_r"] = f"{1 - float(told['lambda_f']):.3g}"
+    return " ".join(ARGUMENTS.format(**told).split())
+
+
+def fit(args: dict, data, seeds: list[int], parts: list) -> train.Stack:
+    """Train a stack, a run a seed and part of the data, for all its epochs."""
+    weights = dict(lambda_f=args["lambda_f"][0], lambda_r=args["lambda_r"][0])
+    stack = train.make_stack(args, data, [dict(seed=seed, **weights) for seed in seeds], parts)
+    for epoch in range(args["epochs"]):
+        stack.run_epoch(epoch)
+    return stack
 
 
 def validate(arguments: str, first: int = 0, folds: int = FOLDS) -> dict:
@@ -81,12 +92,8 @@ def validate(arguments: str, first: int = 0, folds: int = FOLDS) -> dict:
     train.set_machine(args)
     data = load(args["data"])
     parts = validation_folds(random_split(data, 0), 2 * FOLDS)[first : first + folds]
-    weights = dict(lambda_f=args["lambda_f"][0], lambda_r=args["lambda_r"][0])
-    runs = [dict(seed=first + k, **weights) for k in range(folds)]
-    stack = train.make_stack(args, data, runs, parts)
     start = time.process_time()
-    for epoch in range(args["epochs"]):
-        stack.run_epoch(epoch)
+    stack = fit(args, data, list(range(first, first + folds)), parts)
     seconds = time.process_time() - start
     metrics = train.make_evaluator(args, data, parts, "validation", "train")(stack.net)
     mrr, mse = ([fold[metric] for fold in metrics] for metric in METRICS)
@@ -102,20 +109,39 @@ def validate(arguments: str, first: int = 0, folds: int = FOLDS) -> dict:
     }
 
 
-def validate_specialist(method: str) -> dict:
-    """The best specialist of a task on all the folds: its line of the results."""
-    data, settings = load("ml-100k"), baselines.METHODS[method].settings
-    folds = enumerate(validation_folds(random_split(data, 0), 2 * FOLDS))
-    metrics = [
-        baselines.fit_and_test(method, data, k, fold.train, fold.validation, settings)
-        for k, fold in folds
+def validate_specialist(wanted: dict) -> dict:
+    """The best specialist of a task on all the folds: what its line says."""
+    name, data = wanted["arguments"], load("ml-100k")
+    settings, metric = baselines.METHODS[name].settings, SPECIALISTS[name]
+    values = [
+        baselines.fit_and_test(name, data, k, fold.train, fold.validation, settings)[metric]
+        for k, fold in enumerate(validation_folds(random_split(data, 0), 2 * FOLDS))
     ]
-    return {
-        "experiment": "tuning",
-        "arguments": method,
-        SPECIALISTS[method]: [fold[SPECIALISTS[method]] for fold in metrics],
-        **baselines.provenance(method),
-    }
+    return {metric: values, **baselines.provenance(name)}
+
+
+def ranked_trials(lines: list[dict]) -> list[dict]:
+    """Trials by their margin, best first; finalists alone once there are.
+
+    A margin is the smaller of the means over the folds of log(MRR / EASE's) and of log(myFM's MSE /
+    MSE); the specialists' lines hold all the folds.
+    """
+    theirs, trials, merged = {}, {}, []
+    for line in lines:
+        if metric := SPECIALISTS.get(line["arguments"]):
+            theirs[metric] = np.log(line[metric])
+        else:
+            trials.setdefault(line["arguments"], []).append(line)
+    most = max(map(len, trials.values()))
+    for arguments, parts in trials.items():
+        if len(parts) == most:
+            own = {name: [x for part in parts for x in part[name]] for name in METRICS}
+            margins = [
+                METRICS[name] * np.mean(np.log(values) - theirs[name][: len(values)])
+                for name, values in own.items()
+            ]
+            merged.append({"arguments": arguments, **own, "margin": float(min(margins))})
+    return sorted(merged, key=lambda each: -each["margin"])
 
 
 def search(done: dict[tuple[str, int], dict], path: Path, trials: int, workers: int) -> dict:
@@ -165,16 +191,17 @@ def main(argv: list[str] | None = None) -> int:
     add("--out", type=Path, default=Path("results/tuning.jsonl"), help="file of the lines")
     add("--specialists", action="store_true", help="fit them; needs requirements-peers.txt")
     options = parser.parse_args(argv)
-    done = {identity(line): line for line in records.read(options.out)}
-    lacking = [method for method in SPECIALISTS if (method, 0) not in done]
     if options.specialists:
-        if reason := next(filter(None, map(baselines.missing, SPECIALISTS)), None):
+        if reason := baselines.missing(*SPECIALISTS):
             parser.error(reason)
-        for method in lacking:
-            records.append(options.out, [validate_specialist(method)])
+        for name in SPECIALISTS:
+            wanted = {"experiment": "tuning", "arguments": name}
+            baselines.recorded(options.out, wanted, validate_specialist)
         return 0
-    if lacking:
-        parser.error(f"{options.out} lacks {lacking[0]}: run with --specialists first")
+    done = {identity(line): line for line in records.read(options.out)}
+    for name in SPECIALISTS:
+        if (name, 0) not in done:
+            parser.error(f"{options.out} lacks {name}: run with --specialists first")
     print(json.dumps(search(done, options.out, options.trials, options.workers)))
     return 0
 

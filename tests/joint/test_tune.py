@@ -8,7 +8,7 @@ import pytest
 from arguments import resolve
 from data import random_split
 from joint import tune
-from joint.design import FINALISTS, ranked_trials
+from joint.tune import FINALISTS, ranked_trials
 from study import records
 
 SPECIALISTS = [dict(arguments="ease", mrr=[0.9] * 2), dict(arguments="fm-implicit", mse=[9.0] * 2)]
