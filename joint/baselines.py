@@ -9,7 +9,7 @@ The simple methods are written out here or in evaluation.py. The strong ones are
 (requirements-peers.txt), each behind a few lines, on one thread, skipped where not installed.
 
 Settings are chosen by the mean over validation parts inside split 0's training part, never by its
-test part: a line in results/baselines_tuning.jsonl for each settings tried, and specialists.toml
+test part: a line in results/baselines_tuning.jsonl for each settings tried, and searches.toml
 holds the best. A method is then fitted on the whole training part of each split and tested once, a
 line in results/baselines.jsonl for each (method, settings, split, seed). Lines already there stand,
 so an interrupted command goes on where it was; delete lines to have them computed again.
@@ -26,7 +26,6 @@ import io
 import json
 import sys
 import time
-import tomllib
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -44,7 +43,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 import evaluation
 from arguments import Parser, seed_list
 from data import Interactions, load, random_split, temporal_split, validation_folds
-from joint.design import SEEDS
+from joint.design import SEARCHES, SEEDS
 from study import records
 
 
@@ -205,9 +204,10 @@ FITS = {
 
 
 class Method(NamedTuple):
-    """A method as specialists.toml has it, which says what the fields are."""
+    """A method as searches.toml has it, which says what the fields are."""
 
     fit: Callable
+    label: str = ""
     settings: dict = {}
     space: dict = {}
     trials: int = 0
@@ -216,8 +216,7 @@ class Method(NamedTuple):
     folds: int = 4
 
 
-SPECIALISTS = tomllib.loads(Path(__file__).with_name("specialists.toml").read_text("utf-8"))
-METHODS = {name: Method(FITS[name], **told) for name, told in SPECIALISTS.items()}
+METHODS = {name: Method(fit, **SEARCHES[name]) for name, fit in FITS.items()}
 
 
 # ---- fit, test, record ----
@@ -272,24 +271,34 @@ def fit_and_test(name, data, seed, train_rows, test_rows, settings):
     return metrics
 
 
-def distribution(choices):
-    if isinstance(choices, list):
-        return CategoricalDistribution(choices)
-    kind = IntDistribution if isinstance(choices["low"], int) else FloatDistribution
-    return kind(**choices, log=True)
+def search(space, first, trials, losses, at_once=1, **sampler):
+    """Ask for settings as searches.toml has them, so many at once, and for their losses: each time
+    the same, given the same losses."""
+
+    def distribution(choices):
+        if isinstance(choices, list):
+            return CategoricalDistribution(choices)
+        kind = IntDistribution if isinstance(choices["low"], int) else FloatDistribution
+        return kind(**{"log": True, **choices})
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0, **sampler))
+    for settings in first:
+        study.enqueue_trial(settings)
+    space = {name: distribution(choices) for name, choices in space.items()}
+    for _ in range(0, trials, at_once):
+        asked = [study.ask(space) for _ in range(at_once)]
+        for trial, loss in zip(asked, losses([trial.params for trial in asked]), strict=True):
+            study.tell(trial, loss)
 
 
 def tune(name, data, path):
     """Search for a method's settings: the best, by the mean over folds of split 0's training part.
 
-    A search is the same every time, and takes the lines that are in `path` from there.
+    A search takes the lines that are in `path` from there.
     """
     method, tried = METHODS[name], []
     folds = validation_folds(random_split(data, 0), method.folds)
-    space = {key: distribution(choices) for key, choices in method.space.items()}
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    sampler = optuna.samplers.TPESampler(seed=0, n_startup_trials=method.trials // 4)
-    study = optuna.create_study(sampler=sampler)
 
     def validate(wanted):
         metrics = [
@@ -299,17 +308,17 @@ def tune(name, data, path):
         lists = {key: [fold[key] for fold in metrics] for key in ("mrr", "mse", "fit_seconds")}
         return lists | provenance(name)
 
-    for settings in method.first:
-        study.enqueue_trial(settings)
-    for _ in range(method.trials):
-        trial = study.ask(space)
+    def losses(asked):
         settings = {
             key: float(f"{value:.3g}") if isinstance(value, float) else value
-            for key, value in trial.params.items()
+            for key, value in asked[0].items()
         }
         wanted = {"experiment": "baselines_tuning", "method": name, "settings": settings}
         tried.append(recorded(path, wanted | {"split": "random", "seed": 0}, validate))
-        study.tell(trial, validation_loss(tried[-1]))
+        return [validation_loss(tried[-1])]
+
+    startup = method.trials // 4
+    search(method.space, method.first, method.trials, losses, n_startup_trials=startup)
     return min(tried, key=validation_loss)["settings"]
 
 

@@ -5,11 +5,12 @@ over validation parts inside split 0's training part, ours and the specialists';
 trains on the whole training part of each split, for the number of epochs chosen, and is tested
 once, after the last epoch. Predicted ratings are clipped to the range of the training ratings.
 
-The settings chosen stand in recipes/best.txt. An arm of the ablation is that recipe with one thing
-changed, and nothing tuned again.
+The settings chosen stand in recipes/best.txt, the searches in searches.toml. An arm of the ablation
+is that recipe with one thing changed, and nothing tuned again.
 """
 
 import shlex
+import tomllib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,24 +23,14 @@ METRICS = {name: evaluation.METRICS[name].better for name in ("mrr", "mse")}  # 
 TARGETS = {"mrr": 0.152, "mse": 0.765}
 SPECIALISTS = {"ease": "mrr", "fm-implicit": "mse"}  # the best at each task, to be ahead of
 MEMBERS = 4  # of the ensemble, recipes/ensemble.txt
-LABELS = {
-    "best": "one joint model",
-    "ensemble": f"ensemble of {MEMBERS}",
-    "ease": "EASE",
-    "als": "implicit ALS",
-    "warp": "LightFM WARP",
-    "cornac-bpr": "Cornac BPR",
-    "implicit-bpr": "implicit BPR",
-    "item-knn": "item kNN",
-    "fm-implicit": "myFM, implicit features",
-    "fm": "myFM, one-hot",
-    "cornac-mf": "Cornac MF",
-    "global-mean": "global mean",
-}
+SEARCHES = tomllib.loads(Path(__file__).with_name("searches.toml").read_text(encoding="utf-8"))
 
 
 def label(name: str) -> str:
-    return LABELS.get(name, name)
+    """What the documents call an arm or a specialist."""
+    if name == "ensemble":
+        return f"ensemble of {MEMBERS}"
+    return SEARCHES[name]["label"] if name in SEARCHES else name
 
 
 # ---- the ablation ----------------------------------------------------------------------------

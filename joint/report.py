@@ -20,17 +20,7 @@ import numpy as np
 import pandas as pd
 
 from arguments import Parser, pick
-from joint.design import (
-    ARMS,
-    MEMBERS,
-    METRICS,
-    PLANNED,
-    ROOT,
-    SPECIALISTS,
-    TARGETS,
-    TEMPORAL,
-    label,
-)
+from joint.design import ARMS, MEMBERS, METRICS, ROOT, SPECIALISTS, TARGETS, TEMPORAL, label
 from joint.tune import FOLDS, ranked_trials
 from models import MultiTaskNet, Structure
 from run_folder import write_whole
@@ -180,19 +170,13 @@ def search_numbers(tuning: list[dict], specialists: list[dict]) -> Numbers:
     for name, metric in SPECIALISTS.items():
         told[f"search.{name}"] = Estimate(theirs.get(name, {}).get(metric, []), DIGITS[metric])
     hours = sum(line["cpu_seconds_a_fold"] * len(line["mrr"]) for line in ours) / 3600
-    fits = sum(sum(line["fit_seconds"]) for line in specialists) / 3600
+    told |= {"search.trials": str(len(ours) - finals), "search.finalists": str(finals)}
+    told |= {"search.folds": str(FOLDS), "search.parts": str(len(best["mrr"]))}
+    told |= {"search.hours": show(hours, 1), "searches.trials": str(len(specialists))}
+    fits = [sum(line["fit_seconds"]) for line in specialists]
     trials = pd.Series([line["method"] for line in specialists]).value_counts()
-    return told | {
-        "search.trials": str(len(ours) - finals),
-        "search.finalists": str(finals),
-        "search.folds": str(FOLDS),
-        "search.parts": str(len(best["mrr"])),
-        "search.hours": show(hours, 1),
-        "searches.trials": str(len(specialists)),
-        "searches.fewest": show(trials.min(), 0),
-        "searches.most": show(trials.max(), 0),
-        "searches.hours": show(fits, 1),
-    }
+    told |= {"searches.fewest": show(trials.min(), 0), "searches.most": show(trials.max(), 0)}
+    return told | {"searches.hours": show(sum(fits) / 3600, 1)}
 
 
 # ---- documents -------------------------------------------------------------------------------
@@ -240,7 +224,7 @@ def documents(results: Path) -> tuple[str, dict[str, str], list[str]]:
     numbers = run_numbers(runs) | cost_numbers(runs.recipe) | search_numbers(*searches)
     tables = results_tables(runs, numbers)
     there = {
-        "recipe": {*PLANNED} <= {*runs.frame.name},
+        "recipe": {*ARMS} <= {*runs.frame.name},
         "recipe --cost": any("seconds" in line for line in runs.recipe),
         "baselines": runs.frame.method.notna().any(),
         "tune": searches[0],

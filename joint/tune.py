@@ -6,8 +6,8 @@
 
 A trial trains its settings on FOLDS folds inside split 0's training part, as one stack, and the
 sampler's value is the mean over the folds of log(MRR) − log(MSE) on the validation parts: no test
-row is looked at. The FINALISTS first by their margins over the specialists (see ranked_trials)
-are trained on as many folds again, and the first over all of them is chosen: recipes/best.txt.
+row is looked at. The FINALISTS first by their margins over the specialists (see ranked_trials) are
+trained on as many folds again, and the first over all of them is chosen: recipes/best.txt.
 
 Every trial is a line of results/tuning.jsonl. The search is the same every time and takes the
 trials that stand there from there: stopped at any moment, it goes on where it was, and where all
@@ -24,48 +24,18 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import optuna
-from optuna.distributions import FloatDistribution, IntDistribution
 
 import train
 from arguments import Parser, number, resolve
 from data import load, random_split, validation_folds
 from joint import baselines
-from joint.design import METRICS, SPECIALISTS
+from joint.design import METRICS, SEARCHES, SPECIALISTS
 from study import records
 
-TRIALS = 30  # of the sampler
+OURS = SEARCHES["best"]
+TRIALS, FOLDS = OURS["trials"], OURS["folds"]
 ASKED = 2  # trials asked for together, whatever the workers: the search is the same every time
-FOLDS = 4  # validation parts of a trial, and as many again of a finalist
-FINALISTS = 6
-ARGUMENTS = """
---embedding-dim 100 --rating-head dot --rating-biases --user-history --item-history
---leave-one-out --loss softmax --batch-by user --schedule cosine --clip-ratings
---shared-dims {common} --ranking-dim {ranking} --rating-dim {rating}
---lambda-f {lambda_f} --lambda-r {lambda_r} --epochs {epochs} --batch-size {batch_size} --lr {lr}
---weight-decay {decay_ranking} {decay_common} {decay_rating}
---ranking-dropout {ranking_dropout} --rating-dropout {rating_dropout}
-"""
-SPACE = {  # searched on a logarithmic scale where a range spans more than a factor of 4
-    "common": (64, 160),
-    "ranking_own": (64, 256),
-    "rating_own": (32, 128),
-    "lambda_f": (0.5, 0.85),
-    "epochs": (40, 90),
-    "batch_size": (64, 192),
-    "lr": (0.006, 0.016),
-    "decay_ranking": (0.5, 3.0),
-    "decay_common": (1.0, 4.0),
-    "decay_rating": (1.0, 4.0),
-    "ranking_dropout": (0.3, 0.8),
-    "rating_dropout": (0.3, 0.7),
-}
-FIRST = [  # the trials it begins with, in the space's order
-    (96, 128, 64, 0.7, 60, 128, 0.01, 1.0, 2.0, 2.0, 0.6, 0.5),
-    (96, 128, 64, 0.75, 60, 128, 0.01, 2.0, 2.0, 2.0, 0.6, 0.5),
-    (96, 192, 96, 0.75, 60, 128, 0.01, 1.5, 2.5, 2.0, 0.6, 0.5),
-    (128, 128, 64, 0.75, 60, 128, 0.01, 1.0, 2.0, 2.0, 0.6, 0.5),
-]
+FINALISTS = 6  # tried on as many folds again
 
 
 def arguments_of(settings: dict) -> str:
@@ -74,11 +44,11 @@ def arguments_of(settings: dict) -> str:
     for task in ("ranking", "rating"):
         told[task] = settings["common"] + settings[f"{task}_own"]
     told["lambda_r"] = f"{1 - float(told['lambda_f']):.3g}"
-    return " ".join(ARGUMENTS.format(**told).split())
+    return " ".join(OURS["arguments"].format(**told).split())
 
 
-def fit(args: dict, data, seeds: list[int], parts: list) -> train.Stack:
-    """Train a stack, a run a seed and part of the data, for all its epochs."""
+def fit(args: dict, data, seeds, parts) -> train.Stack:
+    """Train a stack for all its epochs, a run for each seed and part of the data."""
     weights = dict(lambda_f=args["lambda_f"][0], lambda_r=args["lambda_r"][0])
     stack = train.make_stack(args, data, [dict(seed=seed, **weights) for seed in seeds], parts)
     for epoch in range(args["epochs"]):
@@ -93,20 +63,13 @@ def validate(arguments: str, first: int = 0, folds: int = FOLDS) -> dict:
     data = load(args["data"])
     parts = validation_folds(random_split(data, 0), 2 * FOLDS)[first : first + folds]
     start = time.process_time()
-    stack = fit(args, data, list(range(first, first + folds)), parts)
+    stack = fit(args, data, range(first, first + folds), parts)
     seconds = time.process_time() - start
     metrics = train.make_evaluator(args, data, parts, "validation", "train")(stack.net)
-    mrr, mse = ([fold[metric] for fold in metrics] for metric in METRICS)
-    return {
-        "experiment": "tuning",
-        "arguments": arguments,
-        "first_fold": first,
-        "mrr": mrr,
-        "mse": mse,
-        "value": float(np.mean(np.log(mrr) - np.log(mse))),
-        "cpu_seconds_a_fold": seconds / folds,
-        **records.provenance(),
-    }
+    own = {metric: [fold[metric] for fold in metrics] for metric in METRICS}
+    value = float(np.mean(np.log(own["mrr"]) - np.log(own["mse"])))
+    line = {"experiment": "tuning", "arguments": arguments, "first_fold": first, **own}
+    return line | {"value": value, "cpu_seconds_a_fold": seconds / folds} | records.provenance()
 
 
 def validate_specialist(wanted: dict) -> dict:
@@ -144,43 +107,38 @@ def ranked_trials(lines: list[dict]) -> list[dict]:
     return sorted(merged, key=lambda each: -each["margin"])
 
 
-def search(done: dict[tuple[str, int], dict], path: Path, trials: int, workers: int) -> dict:
-    """The best of the trials done (by arguments and first fold) and of those added to the file."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    sampler = optuna.samplers.TPESampler(seed=0, n_startup_trials=10, multivariate=True)
-    study = optuna.create_study(direction="maximize", sampler=sampler)
-    for values in FIRST:
-        study.enqueue_trial(dict(zip(SPACE, values, strict=True)))
-    space = {}
-    for name, (low, high) in SPACE.items():
-        kind = IntDistribution if isinstance(low, int) else FloatDistribution
-        space[name] = kind(low, high, log=high > 4 * low)
-    tried = {(method, 0): done[method, 0] for method in SPECIALISTS}
+def identity(line: dict) -> tuple[str, int]:
+    return line["arguments"], line.get("first_fold", 0)
+
+
+def search(known: dict[tuple[str, int], dict], path: Path, trials: int, workers: int) -> dict:
+    """The best of the trials asked for; those not known, by identity, are made and put in the file.
+
+    With all of the sampler's, those by hand count too, and finalists are tried on more folds.
+    """
+    tried = {(name, 0): known[name, 0] for name in SPECIALISTS}
     with ProcessPoolExecutor(workers) as pool:
 
         def lines_of(asked: list[str], first: int = 0) -> list[dict]:
-            new = [text for text in dict.fromkeys(asked) if (text, first) not in done]
+            new = [text for text in dict.fromkeys(asked) if (text, first) not in known]
             for line in pool.map(validate, new, [first] * len(new)):
-                done[identity(line)] = line
+                known[identity(line)] = line
                 records.append(path, [line])
                 print(f"{line['value']:.4f} {line['arguments']}", file=sys.stderr, flush=True)
-            tried.update({(text, first): done[text, first] for text in asked})
-            return [done[text, first] for text in asked]
+            tried.update({(text, first): known[text, first] for text in asked})
+            return [known[text, first] for text in asked]
 
-        for _ in range(0, trials, ASKED):
-            asked = [study.ask(space) for _ in range(ASKED)]
-            lines = lines_of([arguments_of(trial.params) for trial in asked])
-            for trial, line in zip(asked, lines, strict=True):
-                study.tell(trial, line["value"])
+        def losses(asked: list[dict]) -> list[float]:
+            return [-line["value"] for line in lines_of([arguments_of(each) for each in asked])]
+
+        first = [dict(zip(OURS["space"], values, strict=True)) for values in OURS["first"]]
+        sampler = dict(n_startup_trials=10, multivariate=True)
+        baselines.search(OURS["space"], first, trials, losses, ASKED, **sampler)
         if trials >= TRIALS:
-            lines_of([text for text, first in done if not first and text not in SPECIALISTS])
+            lines_of([text for text, first in known if not first and text not in SPECIALISTS])
             finalists = ranked_trials([*tried.values()])[:FINALISTS]
             lines_of([trial["arguments"] for trial in finalists], first=FOLDS)
     return ranked_trials([*tried.values()])[0]
-
-
-def identity(line: dict) -> tuple[str, int]:
-    return line["arguments"], line.get("first_fold", 0)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -198,11 +156,11 @@ def main(argv: list[str] | None = None) -> int:
             wanted = {"experiment": "tuning", "arguments": name}
             baselines.recorded(options.out, wanted, validate_specialist)
         return 0
-    done = {identity(line): line for line in records.read(options.out)}
+    known = {identity(line): line for line in records.read(options.out)}
     for name in SPECIALISTS:
-        if (name, 0) not in done:
+        if (name, 0) not in known:
             parser.error(f"{options.out} lacks {name}: run with --specialists first")
-    print(json.dumps(search(done, options.out, options.trials, options.workers)))
+    print(json.dumps(search(known, options.out, options.trials, options.workers)))
     return 0
 
 
