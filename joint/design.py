@@ -5,8 +5,8 @@ over validation parts inside split 0's training part, ours and the specialists';
 trains on the whole training part of each split, for the number of epochs chosen, and is tested
 once, after the last epoch. Predicted ratings are clipped to the range of the training ratings.
 
-The settings chosen stand in recipes/best.txt, the searches in searches.toml. An arm of the ablation
-is that recipe with one thing changed, and nothing tuned again.
+The settings chosen stand in recipes/best.txt, the searches in searches.toml. An arm of the
+ablation, in arms.toml, is that recipe with one thing changed, and nothing tuned again.
 """
 
 import shlex
@@ -23,7 +23,13 @@ METRICS = {name: evaluation.METRICS[name].better for name in ("mrr", "mse")}  # 
 TARGETS = {"mrr": 0.152, "mse": 0.765}
 SPECIALISTS = {"ease": "mrr", "fm-implicit": "mse"}  # the best at each task, to be ahead of
 MEMBERS = 4  # of the ensemble, recipes/ensemble.txt
-SEARCHES = tomllib.loads(Path(__file__).with_name("searches.toml").read_text(encoding="utf-8"))
+
+
+def read_table(name: str) -> dict[str, dict]:
+    return tomllib.loads(Path(__file__).with_name(name).read_text(encoding="utf-8"))
+
+
+SEARCHES = read_table("searches.toml")
 
 
 def label(name: str) -> str:
@@ -37,46 +43,15 @@ def label(name: str) -> str:
 
 
 class Arm(NamedTuple):
-    """The recipe with one thing changed."""
+    """The recipe with one thing changed, as arms.toml has it, which says what the fields are."""
 
-    changes: str = ""  # arguments after the recipe's; numbers in braces are those of `widths`
-    without: str = ""  # a flag of the recipe's that it goes without
-    against: str = "best"  # the arm that it is compared with, where that isn't the recipe
-    on_record: bool = False  # its option gave nothing and is gone: results hold its last figures
+    changes: str = ""
+    without: str = ""
+    against: str = "best"
+    on_record: bool = False
 
 
-NOTHING_LEFT_OUT = dict(without="--leave-one-out", against="nothing left out")
-BY_INTERACTION = "--batch-by interaction --batch-size 4096"
-ARMS = {
-    "best": Arm(),
-    "separate, each task as wide": Arm("--shared-dims 0"),
-    "separate, as many parameters": Arm(
-        "--shared-dims 0 --ranking-dim {ranking} --rating-dim {rating}"
-    ),
-    "all shared, as many parameters": Arm(
-        "--shared-dims {width} --ranking-dim {width} --rating-dim {width}"
-    ),
-    "ranking alone": Arm("--lambda-f 1 --lambda-r 0"),
-    "rating alone": Arm("--lambda-f 0 --lambda-r 1"),
-    "no user history": Arm(without="--user-history"),
-    "no item history": Arm(without="--item-history"),
-    "MLP for the dot product": Arm("--rating-head mlp", **NOTHING_LEFT_OUT),
-    "MLP beside the dot product": Arm(against="nothing left out", on_record=True),
-    "no biases and mean in the rating": Arm(without="--rating-biases"),
-    "nothing left out": Arm(without="--leave-one-out"),
-    "history dropout for leaving out": Arm(on_record=True),
-    "no ranking dropout": Arm("--ranking-dropout 0"),
-    "no rating dropout": Arm("--rating-dropout 0"),
-    "no weight decay": Arm("--weight-decay 0"),
-    "one weight decay": Arm("--weight-decay {decay} {decay} {decay}"),
-    "constant learning rate": Arm("--schedule constant"),
-    "averaged weights": Arm(on_record=True),
-    "batches of 4,096 interactions": Arm(BY_INTERACTION, **NOTHING_LEFT_OUT),
-    "BPR loss": Arm(
-        f"{BY_INTERACTION} --loss bpr", "--leave-one-out", "batches of 4,096 interactions"
-    ),
-    "ensemble": Arm(f"--ensemble {MEMBERS}"),
-}
+ARMS = {name: Arm(**told) for name, told in read_table("arms.toml").items()}
 PLANNED = [name for name, arm in ARMS.items() if not arm.on_record]
 TEMPORAL = ("best", "separate, each task as wide")  # trained on the temporal split too
 

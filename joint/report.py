@@ -14,6 +14,7 @@ yet shows as "—", and the command says what computes it.
 
 import sys
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -113,36 +114,35 @@ def run_numbers(runs: Runs) -> Numbers:
     """The numbers of the runs by name, "—" while not computed.
 
     NAME.COLUMN, NAME.METRIC.SEED, NAME.n; NAME.parameters, in millions
-    NAME.share.METRIC                     the recipe minus an arm
-    NAME.change.METRIC, .to_best.METRIC   an arm minus its reference, minus the recipe
-    NAME.lead.METRIC, .target.METRIC      ours minus the best specialist, and against the target
+    NAME.share.METRIC, .to_best.METRIC   the recipe minus an arm, and the other way round
+    NAME.change.METRIC                   an arm minus its reference
+    NAME.lead.METRIC                     minus the best specialist
+    NAME.target.METRIC                   ours against the target
     """
     told: Numbers = {"members": str(MEMBERS)}
-    for name in [*ARMS, *runs.frame.method.dropna().unique()]:
-        for split, start in SPLITS.items():
-            own = runs.of(name, split)
-            told[f"{start}{name}.n"] = str(len(own))
-            for column, digits in DIGITS.items():
-                told[f"{start}{name}.{column}"] = Estimate(own[column], digits)
-            for metric in METRICS:
-                told[f"{start}{name}.share.{metric}"] = runs.difference("best", name, metric, split)
-                for seed, value in own[metric].items():
-                    told[f"{start}{name}.{metric}.{seed}"] = show(value, DIGITS[metric])
-    for name, arm in ARMS.items():
-        told[f"{name}.parameters"] = "—"
-        for metric in METRICS:
-            told[f"{name}.change.{metric}"] = runs.difference(name, arm.against, metric)
-            told[f"{name}.to_best.{metric}"] = runs.difference(name, "best", metric)
+    names = [*ARMS, *runs.frame.method.dropna().unique()]
+    rivals = {metric: (runs.ranked(metric) or ["—"])[0] for metric in METRICS}
+    for name, (split, start) in product(names, SPLITS.items()):
+        own, against = runs.of(name, split), ARMS[name].against if name in ARMS else "best"
+        told |= {f"{start}{name}.n": str(len(own)), f"{start}{name}.parameters": "—"}
+        for column, digits in DIGITS.items():
+            told[f"{start}{name}.{column}"] = Estimate(own[column], digits)
+        for metric, rival in rivals.items():
+            pairs = {"share": ("best", name), "to_best": (name, "best")}
+            pairs |= {"change": (name, against), "lead": (name, rival)}
+            for what, pair in pairs.items():
+                told[f"{start}{name}.{what}.{metric}"] = runs.difference(*pair, metric, split)
+            for seed, value in own[metric].items():
+                told[f"{start}{name}.{metric}.{seed}"] = show(value, DIGITS[metric])
     told |= {"best.change.mrr": "", "best.change.mse": ""}
     for line in runs.recipe:
         if "arm" in line and line["lambda_f"] and line["lambda_r"] and line["seed"] == 0:
             told[f"{line['arm']}.parameters"] = show(parameters(line) / 1e6, 2)
     for metric, target in TARGETS.items():
-        rival = (runs.ranked(metric) or ["—"])[0]
+        rival = rivals[metric]
         told |= {f"target.{metric}": f"{target:g}", f"rival.{metric}.label": label(rival)}
         told[f"rival.{metric}"] = Estimate(runs.of(rival)[metric], DIGITS[metric])
         for name in OURS:
-            told[f"{name}.lead.{metric}"] = runs.difference(name, rival, metric)
             beyond = runs.of(name)[metric].mean() - target
             word = "met" if METRICS[metric] * beyond >= 0 else "missed"
             told[f"{name}.target.{metric}"] = f"{word} ({show(beyond, 5, '+')})"

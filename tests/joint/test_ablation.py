@@ -59,4 +59,4 @@ def test_the_ensembles_recipe_is_the_ablations_ensemble():
 def test_an_unknown_arm_is_refused(capsys):
     with pytest.raises(SystemExit, match="2"):
         recipe.main(["--only", "bset"])
-    assert "--only bset: the arms are best; " in capsys.readouterr().err
+    assert "--only: invalid choice: 'bset' (choose from 'best'" in capsys.readouterr().err
