@@ -231,17 +231,14 @@ def missing(*names):
     return None
 
 
-def provenance(name):
-    library = METHODS[name].library
-    return records.provenance("scipy", "lightfm-next" if library == "lightfm" else library)
-
-
-def recorded(path, wanted, compute):
-    """The line of a file that has what is wanted; computed and put there where there is none."""
+def recorded(path, name, wanted, compute):
+    """The line of a file that has what is wanted of a method; computed where there is none."""
     for line in records.read(path):
         if wanted.items() <= line.items():
             return line
-    line = wanted | compute(wanted)
+    library = METHODS[name].library
+    made_by = records.provenance("scipy", "lightfm-next" if library == "lightfm" else library)
+    line = wanted | compute() | made_by
     records.append(path, [line])
     return line
 
@@ -269,9 +266,20 @@ def fit_and_test(name, data, seed, train_rows, test_rows, settings):
     return metrics
 
 
+def validate(name, data, folds, settings):
+    """What a method gets on each of the folds of split 0's training part: lists of metrics."""
+    metrics = [
+        fit_and_test(name, data, seed, fold.train, fold.validation, settings)
+        for seed, fold in enumerate(validation_folds(random_split(data, 0), folds))
+    ]
+    return {key: [fold[key] for fold in metrics] for key in ("mrr", "mse", "fit_seconds")}
+
+
 def search(space, first, trials, losses, at_once=1, **sampler):
-    """Ask for settings as searches.toml has them, so many at once, and for their losses: each time
-    the same, given the same losses."""
+    """Ask for settings as searches.toml has them, so many at once, and for their losses.
+
+    The same losses make the same search.
+    """
 
     def distribution(choices):
         if isinstance(choices, list):
@@ -296,15 +304,6 @@ def tune(name, data, path):
     A search takes the lines that are in `path` from there.
     """
     method, tried = METHODS[name], []
-    folds = validation_folds(random_split(data, 0), method.folds)
-
-    def validate(wanted):
-        metrics = [
-            fit_and_test(name, data, seed, fold.train, fold.validation, wanted["settings"])
-            for seed, fold in enumerate(folds)
-        ]
-        lists = {key: [fold[key] for fold in metrics] for key in ("mrr", "mse", "fit_seconds")}
-        return lists | provenance(name)
 
     def losses(asked):
         settings = {
@@ -312,7 +311,9 @@ def tune(name, data, path):
             for key, value in asked[0].items()
         }
         wanted = {"experiment": "baselines_tuning", "method": name, "settings": settings}
-        tried.append(recorded(path, wanted | {"split": "random", "seed": 0}, validate))
+        wanted |= {"split": "random", "seed": 0}
+        compute = partial(validate, name, data, method.folds, settings)
+        tried.append(recorded(path, name, wanted, compute))
         return [validation_loss(tried[-1])]
 
     startup = method.trials // 4
@@ -327,15 +328,13 @@ def validation_loss(line):
 
 def results_of(name, data, split, seeds, path):
     """The result lines of a method on a kind of split, those that the file lacks computed."""
-
-    def test(wanted):
-        seed, settings = wanted["seed"], wanted["settings"]
+    settings, lines = METHODS[name].settings, []
+    for seed in seeds:
+        wanted = {"experiment": "baselines", "method": name, "settings": settings}
         parts = temporal_split(data) if split == "temporal" else random_split(data, seed)
-        metrics = fit_and_test(name, data, seed, parts.train, parts.test, settings)
-        return metrics | provenance(name)
-
-    wanted = {"experiment": "baselines", "method": name, "settings": METHODS[name].settings}
-    return [recorded(path, wanted | {"split": split, "seed": seed}, test) for seed in seeds]
+        test = partial(fit_and_test, name, data, seed, parts.train, parts.test, settings)
+        lines.append(recorded(path, name, wanted | {"split": split, "seed": seed}, test))
+    return lines
 
 
 def main(argv=None):

@@ -22,7 +22,7 @@ import pandas as pd
 
 from arguments import Parser, pick
 from joint.design import ARMS, MEMBERS, METRICS, ROOT, SPECIALISTS, TARGETS, TEMPORAL, label
-from joint.tune import FOLDS, ranked_trials
+from joint.tune import ranked_trials
 from models import MultiTaskNet, Structure
 from run_folder import write_whole
 from study.records import read, write_blocks
@@ -119,7 +119,7 @@ def run_numbers(runs: Runs) -> Numbers:
     NAME.lead.METRIC                     minus the best specialist
     NAME.target.METRIC                   ours against the target
     """
-    told: Numbers = {"members": str(MEMBERS)}
+    told: Numbers = {}
     names = [*ARMS, *runs.frame.method.dropna().unique()]
     rivals = {metric: (runs.ranked(metric) or ["—"])[0] for metric in METRICS}
     for name, (split, start) in product(names, SPLITS.items()):
@@ -171,8 +171,8 @@ def search_numbers(tuning: list[dict], specialists: list[dict]) -> Numbers:
         told[f"search.{name}"] = Estimate(theirs.get(name, {}).get(metric, []), DIGITS[metric])
     hours = sum(line["cpu_seconds_a_fold"] * len(line["mrr"]) for line in ours) / 3600
     told |= {"search.trials": str(len(ours) - finals), "search.finalists": str(finals)}
-    told |= {"search.folds": str(FOLDS), "search.parts": str(len(best["mrr"]))}
-    told |= {"search.hours": show(hours, 1), "searches.trials": str(len(specialists))}
+    told |= {"search.parts": str(len(best["mrr"])), "search.hours": show(hours, 1)}
+    told["searches.trials"] = str(len(specialists))
     fits = [sum(line["fit_seconds"]) for line in specialists]
     trials = pd.Series([line["method"] for line in specialists]).value_counts()
     told |= {"searches.fewest": show(trials.min(), 0), "searches.most": show(trials.max(), 0)}

@@ -21,6 +21,7 @@ import shlex
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -70,17 +71,6 @@ def validate(arguments: str, first: int = 0, folds: int = FOLDS) -> dict:
     value = float(np.mean(np.log(own["mrr"]) - np.log(own["mse"])))
     line = {"experiment": "tuning", "arguments": arguments, "first_fold": first, **own}
     return line | {"value": value, "cpu_seconds_a_fold": seconds / folds} | records.provenance()
-
-
-def validate_specialist(wanted: dict) -> dict:
-    """The best specialist of a task on all the folds: what its line says."""
-    name, data = wanted["arguments"], load("ml-100k")
-    settings, metric = baselines.METHODS[name].settings, SPECIALISTS[name]
-    values = [
-        baselines.fit_and_test(name, data, k, fold.train, fold.validation, settings)[metric]
-        for k, fold in enumerate(validation_folds(random_split(data, 0), 2 * FOLDS))
-    ]
-    return {metric: values, **baselines.provenance(name)}
 
 
 def ranked_trials(lines: list[dict]) -> list[dict]:
@@ -152,9 +142,12 @@ def main(argv: list[str] | None = None) -> int:
     if options.specialists:
         if reason := baselines.missing(*SPECIALISTS):
             parser.error(reason)
+        data = load("ml-100k")
         for name in SPECIALISTS:
+            settings = baselines.METHODS[name].settings
+            compute = partial(baselines.validate, name, data, 2 * FOLDS, settings)
             wanted = {"experiment": "tuning", "arguments": name}
-            baselines.recorded(options.out, wanted, validate_specialist)
+            baselines.recorded(options.out, name, wanted, compute)
         return 0
     known = {identity(line): line for line in records.read(options.out)}
     for name in SPECIALISTS:
