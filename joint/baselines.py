@@ -5,14 +5,13 @@
     python -m joint.baselines --split temporal               # train on the past
     python -m joint.baselines --tune ease als                # search for their settings
 
-The simple methods are written out here or in evaluation.py. The strong ones are real libraries
+The simple methods are written out here or in evaluation.py; the strong ones are real libraries
 (requirements-peers.txt), each behind a few lines, on one thread, skipped where not installed.
 
 Settings are chosen by the mean over validation parts inside split 0's training part, never by its
-test part: a line in results/baselines_tuning.jsonl for each settings tried, and searches.toml
-holds the best. A method is then fitted on the whole training part of each split and tested once, a
-line in results/baselines.jsonl for each (method, settings, split, seed). Lines already there stand,
-so an interrupted command goes on where it was; delete lines to have them computed again.
+test part: a line in results/baselines_tuning.jsonl for each settings tried, the best in
+searches.toml. A method is then fitted on the whole training part of each split and tested once: a
+line in results/baselines.jsonl. Lines already there stand: an interrupted command goes on.
 """
 
 import os
@@ -28,8 +27,10 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from statistics import fmean
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -105,10 +106,7 @@ def fit_ease(train, seed, ridge):
 
 
 def fit_item_knn(train, seed, neighbours, shrinkage):
-    """Score = sum of an item's similarities to the user's items, over its nearest neighbours.
-
-    A similarity is a shrunk cosine, n_ij / (sqrt(n_i n_j) + shrinkage).
-    """
+    """Sums of the shrunk cosines n_ij / (sqrt(n_i n_j) + shrinkage) over nearest neighbours."""
     interactions = train.matrix()
     overlap = (interactions.T @ interactions).toarray().astype(np.float64)
     norms = np.sqrt(np.diag(overlap))
@@ -125,9 +123,9 @@ def fit_item_knn(train, seed, neighbours, shrinkage):
 
 def fit_implicit(train, seed, model, **settings):
     """ALS (Hu, Koren, Volinsky, 2008) or BPR (Rendle et al., 2009) by implicit."""
-    module, name = model.split(".")
-    model = getattr(importlib.import_module(f"implicit.{module}"), name)
-    model = model(num_threads=1, random_state=seed, **settings)
+    import implicit
+
+    model = attrgetter(model)(implicit)(num_threads=1, random_state=seed, **settings)
     model.fit(train.matrix(), show_progress=False)  # BPR's factors hold the item bias as well
     return Fitted(scores=lambda users: model.user_factors[users] @ model.item_factors.T)
 
@@ -200,25 +198,10 @@ FITS = {
     "fm": partial(fit_fm, implicit_features=False),
     "fm-implicit": partial(fit_fm, implicit_features=True),
 }
-
-
-class Method(NamedTuple):
-    """A method as searches.toml has it, which says what the fields are."""
-
-    fit: Callable
-    label: str = ""
-    settings: dict = {}
-    space: dict = {}
-    trials: int = 0
-    first: list = []
-    library: str = "numpy"
-    folds: int = 4
-
-
-METHODS = {name: Method(fit, **SEARCHES[name]) for name, fit in FITS.items()}
-
-
-# ---- fit, test, record ----
+DEFAULTS = dict(settings={}, space={}, trials=0, first=[], library="numpy", folds=4)
+METHODS = {
+    name: SimpleNamespace(fit=fit, **DEFAULTS | SEARCHES[name]) for name, fit in FITS.items()
+}
 
 
 def missing(*names):
@@ -326,15 +309,13 @@ def validation_loss(line):
     return fmean(line["mse"]) if line["mrr"][0] is None else -fmean(line["mrr"])
 
 
-def results_of(name, data, split, seeds, path):
-    """The result lines of a method on a kind of split, those that the file lacks computed."""
-    settings, lines = METHODS[name].settings, []
-    for seed in seeds:
-        wanted = {"experiment": "baselines", "method": name, "settings": settings}
-        parts = temporal_split(data) if split == "temporal" else random_split(data, seed)
-        test = partial(fit_and_test, name, data, seed, parts.train, parts.test, settings)
-        lines.append(recorded(path, name, wanted | {"split": split, "seed": seed}, test))
-    return lines
+def tested(name, data, split, seed, path):
+    """The result line of a method on a split, computed where the file lacks it."""
+    parts = temporal_split(data) if split == "temporal" else random_split(data, seed)
+    settings = METHODS[name].settings
+    wanted = {"experiment": "baselines", "method": name, "settings": settings}
+    test = partial(fit_and_test, name, data, seed, parts.train, parts.test, settings)
+    return recorded(path, name, wanted | {"split": split, "seed": seed}, test)
 
 
 def main(argv=None):
@@ -363,7 +344,7 @@ def main(argv=None):
             result.append({"method": name, "settings": settings})
         else:
             path = options.results / "baselines.jsonl"
-            result += results_of(name, data, options.split, seeds, path)
+            result += [tested(name, data, options.split, seed, path) for seed in seeds]
     if result and not options.tune:
         columns = ["mrr", "mse", "ndcg_at_10", "recall_at_10", "fit_seconds"]
         levels = pd.DataFrame(result).set_index("method")[columns].astype(float)

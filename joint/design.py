@@ -12,7 +12,7 @@ ablation, in arms.toml, is that recipe with one thing changed, and nothing tuned
 import shlex
 import tomllib
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
 
 import evaluation
 from arguments import resolve
@@ -39,19 +39,8 @@ def label(name: str) -> str:
     return SEARCHES[name]["label"] if name in SEARCHES else name
 
 
-# ---- the ablation ----------------------------------------------------------------------------
-
-
-class Arm(NamedTuple):
-    """The recipe with one thing changed, as arms.toml has it, which says what the fields are."""
-
-    changes: str = ""
-    without: str = ""
-    against: str = "best"
-    on_record: bool = False
-
-
-ARMS = {name: Arm(**told) for name, told in read_table("arms.toml").items()}
+DEFAULTS = dict(changes="", without="", against="best", on_record=False)
+ARMS = {name: SimpleNamespace(**DEFAULTS | told) for name, told in read_table("arms.toml").items()}
 PLANNED = [name for name, arm in ARMS.items() if not arm.on_record]
 TEMPORAL = ("best", "separate, each task as wide")  # trained on the temporal split too
 

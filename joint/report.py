@@ -107,9 +107,6 @@ def parameters(line: dict) -> int:
     return sum(held.values()) * line["ensemble"]
 
 
-# ---- numbers ---------------------------------------------------------------------------------
-
-
 def run_numbers(runs: Runs) -> Numbers:
     """The numbers of the runs by name, "—" while not computed.
 
@@ -172,14 +169,10 @@ def search_numbers(tuning: list[dict], specialists: list[dict]) -> Numbers:
     hours = sum(line["cpu_seconds_a_fold"] * len(line["mrr"]) for line in ours) / 3600
     told |= {"search.trials": str(len(ours) - finals), "search.finalists": str(finals)}
     told |= {"search.parts": str(len(best["mrr"])), "search.hours": show(hours, 1)}
-    told["searches.trials"] = str(len(specialists))
-    fits = [sum(line["fit_seconds"]) for line in specialists]
+    hours = sum(sum(line["fit_seconds"]) for line in specialists) / 3600
     trials = pd.Series([line["method"] for line in specialists]).value_counts()
-    told |= {"searches.fewest": show(trials.min(), 0), "searches.most": show(trials.max(), 0)}
-    return told | {"searches.hours": show(sum(fits) / 3600, 1)}
-
-
-# ---- documents -------------------------------------------------------------------------------
+    told |= {"searches.trials": str(len(specialists)), "searches.hours": show(hours, 1)}
+    return told | {"searches.fewest": show(trials.min(), 0), "searches.most": show(trials.max(), 0)}
 
 
 def results_tables(runs: Runs, numbers: Numbers) -> dict[str, str]:

@@ -10,10 +10,9 @@ row is looked at. The FINALISTS first by their margins over the specialists (see
 trained on as many folds again, and the first over all of them is chosen: recipes/best.txt.
 
 Every trial is a line of results/tuning.jsonl. The search is the same every time and takes the
-trials that stand there from there: stopped at any moment, it goes on where it was, and where all
-stand it trains nothing. Lines there that the sampler didn't ask for count as trials too: the search
-on record ends with 22 made by hand, changes of the best of its first 28 and a region beside the
-sampler's, of lower learning rates and more steps.
+trials that stand there from there: stopped at any moment, it goes on where it was. Lines that the
+sampler didn't ask for count as trials too: on record, 22 made by hand, changes of the best of its
+first 28 and a region beside the sampler's, of lower learning rates and more steps.
 """
 
 import json

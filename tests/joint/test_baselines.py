@@ -2,6 +2,7 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -81,7 +82,7 @@ def test_a_fit_sees_its_training_rows_alone_and_predicts_within_their_range(monk
         seen.append(train)
         return baselines.Fitted(ratings=lambda users, items: np.full(len(users), 99.0))
 
-    monkeypatch.setitem(METHODS, "spy", baselines.Method(fit))
+    monkeypatch.setitem(METHODS, "spy", SimpleNamespace(fit=fit))
     split = random_split(DATA, 0, validation_fraction=0.1)
     metrics = fit_and_test("spy", DATA, 0, split.train, split.validation, {})
     assert np.array_equal(seen[0].user_ids, DATA.user_ids[split.train])
@@ -103,7 +104,7 @@ def test_tuning_chooses_the_best_mean_over_folds_that_hold_no_test_row_and_goes_
         return fit_and_test(name, data, seed, train_rows, test_rows, settings)
 
     monkeypatch.setattr(baselines, "fit_and_test", spy)
-    monkeypatch.setitem(METHODS, name, METHODS[name]._replace(trials=5))
+    monkeypatch.setattr(METHODS[name], "trials", 5)
     chosen, whole, lines = baselines.tune(name, DATA, path), path.read_text(), records.read(path)
     assert len(lines) == 5 and len(fits) == 5 * METHODS[name].folds
     assert chosen == best(lines, key=lambda line: np.mean(line[metric]))["settings"]
@@ -148,8 +149,8 @@ def test_a_line_that_is_there_is_not_computed_again(command, monkeypatch):
         fitted.append(seed)
         return baselines.fit_global_mean(train, seed)
 
-    monkeypatch.setitem(METHODS, "popularity", METHODS["popularity"]._replace(fit=None))
-    monkeypatch.setitem(METHODS, "global-mean", METHODS["global-mean"]._replace(fit=fit))
+    monkeypatch.setattr(METHODS["popularity"], "fit", None)
+    monkeypatch.setattr(METHODS["global-mean"], "fit", fit)
     again, _, _ = command(*arguments)
     assert fitted == [1] and records.read(path) == again
     assert [line["mse"] for line in first] == [line["mse"] for line in again]
