@@ -30,7 +30,6 @@ from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from statistics import fmean
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -198,10 +197,7 @@ FITS = {
     "fm": partial(fit_fm, implicit_features=False),
     "fm-implicit": partial(fit_fm, implicit_features=True),
 }
-DEFAULTS = dict(settings={}, space={}, trials=0, first=[], library="numpy", folds=4)
-METHODS = {
-    name: SimpleNamespace(fit=fit, **DEFAULTS | SEARCHES[name]) for name, fit in FITS.items()
-}
+METHODS = {name: SEARCHES[name] for name in FITS}
 
 
 def missing(*names):
@@ -235,7 +231,7 @@ def fit_and_test(name, data, seed, train_rows, test_rows, settings):
     train = training_part(data, train_rows)
     test_users, test_items = data.user_ids[test_rows], data.item_ids[test_rows]
     start = time.perf_counter()
-    fitted = METHODS[name].fit(train, seed, **settings)
+    fitted = FITS[name](train, seed, **settings)
     metrics = dict.fromkeys(evaluation.METRICS) | {"fit_seconds": time.perf_counter() - start}
     if fitted.scores:
         pairs = (test_users, test_items, train.user_ids, train.item_ids)

@@ -25,24 +25,25 @@ SPECIALISTS = {"ease": "mrr", "fm-implicit": "mse"}  # the best at each task, to
 MEMBERS = 4  # of the ensemble, recipes/ensemble.txt
 
 
-def read_table(name: str) -> dict[str, dict]:
-    return tomllib.loads(Path(__file__).with_name(name).read_text(encoding="utf-8"))
+def read_table(name: str, **defaults) -> dict[str, SimpleNamespace]:
+    """The tables of a file beside this one, which says what their fields are."""
+    tables = tomllib.loads(Path(__file__).with_name(name).read_text(encoding="utf-8"))
+    return {key: SimpleNamespace(**defaults | told) for key, told in tables.items()}
 
 
-SEARCHES = read_table("searches.toml")
+SEARCHES = read_table(
+    "searches.toml", settings={}, space={}, trials=0, first=[], library="numpy", folds=4
+)
+ARMS = read_table("arms.toml", changes="", without="", against="best", on_record=False)
+PLANNED = [name for name, arm in ARMS.items() if not arm.on_record]
+TEMPORAL = ("best", "separate, each task as wide")  # trained on the temporal split too
 
 
 def label(name: str) -> str:
     """What the documents call an arm or a specialist."""
     if name == "ensemble":
         return f"ensemble of {MEMBERS}"
-    return SEARCHES[name]["label"] if name in SEARCHES else name
-
-
-DEFAULTS = dict(changes="", without="", against="best", on_record=False)
-ARMS = {name: SimpleNamespace(**DEFAULTS | told) for name, told in read_table("arms.toml").items()}
-PLANNED = [name for name, arm in ARMS.items() if not arm.on_record]
-TEMPORAL = ("best", "separate, each task as wide")  # trained on the temporal split too
+    return SEARCHES[name].label if name in SEARCHES else name
 
 
 def recipe(without: str = "") -> list[str]:

@@ -52,8 +52,7 @@ def measure_cost(rounds: int = 3) -> dict:
     known = baselines.training_part(data, split.train)
     fits = {"joint": partial(fit, args, data, [0], [split])}
     for name in SPECIALISTS:
-        method = baselines.METHODS[name]
-        fits[name] = partial(method.fit, known, 0, **method.settings)
+        fits[name] = partial(baselines.FITS[name], known, 0, **baselines.METHODS[name].settings)
     seconds = {name: [] for name in fits}
     for _ in range(rounds):
         for name, run in fits.items():

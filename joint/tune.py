@@ -33,7 +33,7 @@ from joint.design import METRICS, SEARCHES, SPECIALISTS
 from study import records
 
 OURS = SEARCHES["best"]
-TRIALS, FOLDS = OURS["trials"], OURS["folds"]
+TRIALS, FOLDS = OURS.trials, OURS.folds
 ASKED = 2  # trials asked for together, whatever the workers: the search is the same every time
 FINALISTS = 6  # tried on as many folds again
 
@@ -44,7 +44,7 @@ def arguments_of(settings: dict) -> str:
     for task in ("ranking", "rating"):
         told[task] = settings["common"] + settings[f"{task}_own"]
     told["lambda_r"] = f"{1 - float(told['lambda_f']):.3g}"
-    return " ".join(OURS["arguments"].format(**told).split())
+    return " ".join(OURS.arguments.format(**told).split())
 
 
 def fit(args: dict, data, seeds, parts) -> train.Stack:
@@ -96,22 +96,23 @@ def ranked_trials(lines: list[dict]) -> list[dict]:
     return sorted(merged, key=lambda each: -each["margin"])
 
 
-def identity(line: dict) -> tuple[str, int]:
-    return line["arguments"], line.get("first_fold", 0)
-
-
-def search(known: dict[tuple[str, int], dict], path: Path, trials: int, workers: int) -> dict:
-    """The best of the trials asked for; those not known, by identity, are made and put in the file.
+def search(path: Path, trials: int, workers: int) -> dict:
+    """The best of the trials asked for, those made that the file lacks, and put there.
 
     With all of the sampler's, those by hand count too, and finalists are tried on more folds.
+    Raises ValueError where the file lacks the specialists.
     """
+    known = {(line["arguments"], line.get("first_fold", 0)): line for line in records.read(path)}
+    for name in SPECIALISTS:
+        if (name, 0) not in known:
+            raise ValueError(f"{path} lacks {name}: run with --specialists first")
     tried = {(name, 0): known[name, 0] for name in SPECIALISTS}
     with ProcessPoolExecutor(workers) as pool:
 
         def lines_of(asked: list[str], first: int = 0) -> list[dict]:
             new = [text for text in dict.fromkeys(asked) if (text, first) not in known]
             for line in pool.map(validate, new, [first] * len(new)):
-                known[identity(line)] = line
+                known[line["arguments"], first] = line
                 records.append(path, [line])
                 print(f"{line['value']:.4f} {line['arguments']}", file=sys.stderr, flush=True)
             tried.update({(text, first): known[text, first] for text in asked})
@@ -120,9 +121,9 @@ def search(known: dict[tuple[str, int], dict], path: Path, trials: int, workers:
         def losses(asked: list[dict]) -> list[float]:
             return [-line["value"] for line in lines_of([arguments_of(each) for each in asked])]
 
-        first = [dict(zip(OURS["space"], values, strict=True)) for values in OURS["first"]]
+        first = [dict(zip(OURS.space, values, strict=True)) for values in OURS.first]
         sampler = dict(n_startup_trials=10, multivariate=True)
-        baselines.search(OURS["space"], first, trials, losses, ASKED, **sampler)
+        baselines.search(OURS.space, first, trials, losses, ASKED, **sampler)
         if trials >= TRIALS:
             lines_of([text for text, first in known if not first and text not in SPECIALISTS])
             finalists = ranked_trials([*tried.values()])[:FINALISTS]
@@ -148,11 +149,10 @@ def main(argv: list[str] | None = None) -> int:
             wanted = {"experiment": "tuning", "arguments": name}
             baselines.recorded(options.out, name, wanted, compute)
         return 0
-    known = {identity(line): line for line in records.read(options.out)}
-    for name in SPECIALISTS:
-        if (name, 0) not in known:
-            parser.error(f"{options.out} lacks {name}: run with --specialists first")
-    print(json.dumps(search(known, options.out, options.trials, options.workers)))
+    try:
+        print(json.dumps(search(options.out, options.trials, options.workers)))
+    except ValueError as error:
+        parser.error(str(error))
     return 0
 
 

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from checks.synthetic import synthetic
 from data import random_split
 from joint import baselines
-from joint.baselines import METHODS, Train, fit_and_test
+from joint.baselines import FITS, METHODS, Train, fit_and_test
 from study import records
 
 DATA = synthetic(seed=3)
@@ -55,7 +54,7 @@ def nearest_cosines(neighbours: int, shrinkage: float) -> np.ndarray:
 )
 def test_a_users_items_are_weighed_as_by_a_slow_loop(name, oracle, settings):
     train = Train(*np.nonzero(X), np.ones(int(X.sum()), dtype=np.float32), *X.shape)
-    scores = METHODS[name].fit(train, 0, **settings).scores
+    scores = FITS[name](train, 0, **settings).scores
     for users in (np.arange(40), np.array([5, 0])):
         np.testing.assert_allclose(scores(users), X[users] @ oracle(**settings), atol=1e-10)
 
@@ -82,7 +81,7 @@ def test_a_fit_sees_its_training_rows_alone_and_predicts_within_their_range(monk
         seen.append(train)
         return baselines.Fitted(ratings=lambda users, items: np.full(len(users), 99.0))
 
-    monkeypatch.setitem(METHODS, "spy", SimpleNamespace(fit=fit))
+    monkeypatch.setitem(FITS, "spy", fit)
     split = random_split(DATA, 0, validation_fraction=0.1)
     metrics = fit_and_test("spy", DATA, 0, split.train, split.validation, {})
     assert np.array_equal(seen[0].user_ids, DATA.user_ids[split.train])
@@ -149,8 +148,8 @@ def test_a_line_that_is_there_is_not_computed_again(command, monkeypatch):
         fitted.append(seed)
         return baselines.fit_global_mean(train, seed)
 
-    monkeypatch.setattr(METHODS["popularity"], "fit", None)
-    monkeypatch.setattr(METHODS["global-mean"], "fit", fit)
+    monkeypatch.setitem(FITS, "popularity", None)
+    monkeypatch.setitem(FITS, "global-mean", fit)
     again, _, _ = command(*arguments)
     assert fitted == [1] and records.read(path) == again
     assert [line["mse"] for line in first] == [line["mse"] for line in again]

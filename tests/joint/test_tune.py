@@ -73,7 +73,7 @@ def test_validation_looks_at_no_row_of_split_0s_test_part(monkeypatch):
 
     watched("make_stack")
     watched("make_evaluator")
-    settings = dict(zip(tune.OURS["space"], tune.OURS["first"][0], strict=True))
+    settings = dict(zip(tune.OURS.space, tune.OURS.first[0], strict=True))
     settings |= dict(epochs=1, common=2, ranking_own=2, rating_own=2)
     record = tune.validate(tune.arguments_of(settings), folds=2)
     assert len(record["mrr"]) == len(record["mse"]) == 2
