@@ -73,9 +73,6 @@ class Fitted(NamedTuple):
     ratings: Callable | None = None  # user_ids (n,), item_ids (n,) -> (n,) rating units
 
 
-# ---- written out here ----
-
-
 def fit_popularity(train, seed):
     scores = evaluation.popularity_scores(train.item_ids, train.n_items)
     return Fitted(scores=lambda users: np.tile(scores, (len(users), 1)))
@@ -117,7 +114,7 @@ def fit_item_knn(train, seed, neighbours, shrinkage):
     return Fitted(scores=lambda users: interactions[users] @ similarities)
 
 
-# ---- other people's libraries, one thread each ----
+# ---- other people's libraries, on one thread each ----
 
 
 def fit_implicit(train, seed, model, **settings):
@@ -166,15 +163,17 @@ def fit_fm(train, seed, rank, iterations, implicit_features):
     """
     from myfm import MyFMRegressor, RelationBlock
 
-    user_side, item_side = [sp.eye(train.n_users)], [sp.eye(train.n_items)]
-    if implicit_features:
-        for side, matrix in ((user_side, train.matrix()), (item_side, train.matrix().T.tocsr())):
-            side.append(sp.diags(1 / np.sqrt(np.maximum(np.diff(matrix.indptr), 1))) @ matrix)
-    groups = [part.shape[1] for part in user_side + item_side]
-    user_side, item_side = sp.hstack(user_side).tocsr(), sp.hstack(item_side).tocsr()
+    sides = []
+    for matrix in (train.matrix(), train.matrix().T.tocsr()):
+        sides.append([sp.eye(matrix.shape[0])])
+        if implicit_features:
+            n = np.maximum(np.diff(matrix.indptr), 1)
+            sides[-1].append(sp.diags(1 / np.sqrt(n)) @ matrix)
+    groups = [part.shape[1] for side in sides for part in side]
+    sides = [sp.hstack(side).tocsr() for side in sides]
 
-    def blocks(users, items):
-        return [RelationBlock(users, user_side), RelationBlock(items, item_side)]
+    def blocks(*ids):
+        return [RelationBlock(*pair) for pair in zip(ids, sides, strict=True)]
 
     model = MyFMRegressor(rank=rank, random_seed=seed)
     rows = blocks(train.user_ids, train.item_ids)
@@ -198,6 +197,7 @@ FITS = {
     "fm-implicit": partial(fit_fm, implicit_features=True),
 }
 METHODS = {name: SEARCHES[name] for name in FITS}
+TUNABLE = [name for name in METHODS if METHODS[name].space]
 
 
 def missing(*names):
@@ -215,9 +215,7 @@ def recorded(path, name, wanted, compute):
     for line in records.read(path):
         if wanted.items() <= line.items():
             return line
-    library = METHODS[name].library
-    made_by = records.provenance("scipy", "lightfm-next" if library == "lightfm" else library)
-    line = wanted | compute() | made_by
+    line = wanted | compute() | records.provenance("scipy", METHODS[name].package)
     records.append(path, [line])
     return line
 
@@ -254,11 +252,8 @@ def validate(name, data, folds, settings):
     return {key: [fold[key] for fold in metrics] for key in ("mrr", "mse", "fit_seconds")}
 
 
-def search(space, first, trials, losses, at_once=1, **sampler):
-    """Ask for settings as searches.toml has them, so many at once, and for their losses.
-
-    The same losses make the same search.
-    """
+def search(space, first, trials, losses, startup, at_once=1, multivariate=False):
+    """Ask for settings as searches.toml has them, and tell their losses, so many at once."""
 
     def distribution(choices):
         if isinstance(choices, list):
@@ -267,7 +262,8 @@ def search(space, first, trials, losses, at_once=1, **sampler):
         return kind(**{"log": True, **choices})
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0, **sampler))
+    told = dict(seed=0, n_startup_trials=startup, multivariate=multivariate)
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(**told))
     for settings in first:
         study.enqueue_trial(settings)
     space = {name: distribution(choices) for name, choices in space.items()}
@@ -278,10 +274,7 @@ def search(space, first, trials, losses, at_once=1, **sampler):
 
 
 def tune(name, data, path):
-    """Search for a method's settings: the best, by the mean over folds of split 0's training part.
-
-    A search takes the lines that are in `path` from there.
-    """
+    """The settings of the best mean over the folds, from the lines in `path` and new ones."""
     method, tried = METHODS[name], []
 
     def losses(asked):
@@ -295,8 +288,7 @@ def tune(name, data, path):
         tried.append(recorded(path, name, wanted, compute))
         return [validation_loss(tried[-1])]
 
-    startup = method.trials // 4
-    search(method.space, method.first, method.trials, losses, n_startup_trials=startup)
+    search(method.space, method.first, method.trials, losses, method.trials // 4)
     return min(tried, key=validation_loss)["settings"]
 
 
@@ -315,15 +307,15 @@ def tested(name, data, split, seed, path):
 
 
 def main(argv=None):
-    tunable = [name for name in METHODS if METHODS[name].space]
     parser = Parser(prog="python -m joint.baselines", description=__doc__)
     add = partial(parser.add_argument, metavar="METHOD", nargs="+")
     add("--methods", choices=METHODS, default=METHODS, help="fit and test these (all): %(choices)s")
-    add("--tune", choices=tunable, help="only search for the settings of these: %(choices)s")
+    add("--tune", choices=TUNABLE, help="only search for the settings of these: %(choices)s")
     add = parser.add_argument
     add("--split", choices=["random", "temporal"], default="random", help="%(choices)s (random)")
-    text = "of the random splits and the methods (0-4; 0 for the one temporal split)"
-    add("--splits", type=seed_list, metavar="SEEDS", help=text)
+    add(
+        "--splits", type=seed_list, metavar="SEEDS", help="of splits and methods (0-4; temporal: 0)"
+    )
     add("--results", type=Path, default=Path("results"), help="folder of the lines (results)")
     options = parser.parse_args(argv)
     seeds = options.splits or seed_list("0" if options.split == "temporal" else SEEDS)

@@ -31,9 +31,8 @@ def read_table(name: str, **defaults) -> dict[str, SimpleNamespace]:
     return {key: SimpleNamespace(**defaults | told) for key, told in tables.items()}
 
 
-SEARCHES = read_table(
-    "searches.toml", settings={}, space={}, trials=0, first=[], library="numpy", folds=4
-)
+NUMPY = dict(library="numpy", package="numpy")
+SEARCHES = read_table("searches.toml", settings={}, space={}, trials=0, first=[], folds=4, **NUMPY)
 ARMS = read_table("arms.toml", changes="", without="", against="best", on_record=False)
 PLANNED = [name for name, arm in ARMS.items() if not arm.on_record]
 TEMPORAL = ("best", "separate, each task as wide")  # trained on the temporal split too

@@ -26,8 +26,6 @@ from joint.tune import fit
 from study.records import Results, provenance
 from study.run import run_stacks
 
-ONCE = ["--eval-every", "1000000"]  # only after the last epoch: the test part is looked at once
-
 
 def plan() -> list[dict]:
     """The stack of every arm: its name, and the arguments it trains with."""
@@ -35,10 +33,10 @@ def plan() -> list[dict]:
     arms += [(arm, "recipe temporal", ["--split", "temporal"]) for arm in TEMPORAL]
     stacks = []
     for arm, experiment, more in arms:
-        arguments = [*arguments_of(arm), *more, "--seeds", SEEDS, *ONCE]
-        stack = {"stack": f"{experiment} {arm}".replace(",", "").replace(" ", "_")}
-        stack |= {"experiment": experiment, "arm": arm, "protocol": "report"}
-        args = resolve(arguments)
+        # Only after the last epoch: the test part is looked at once.
+        arguments = [*arguments_of(arm), *more, "--seeds", SEEDS, "--eval-every", "1000000"]
+        args, name = resolve(arguments), f"{experiment} {arm}".replace(",", "").replace(" ", "_")
+        stack = {"stack": name, "experiment": experiment, "arm": arm, "protocol": "report"}
         stack |= {"runs": len(args["seeds"]), "epochs": args["epochs"], "arguments": arguments}
         stacks.append(stack)
     return stacks
@@ -67,8 +65,7 @@ def measure_cost(rounds: int = 3) -> dict:
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m joint.recipe", description=__doc__)
     add = parser.add_argument
-    out = Path("results/recipe.jsonl")
-    add("--out", type=Path, default=out, help=f"file of the lines ({out})")
+    add("--out", type=Path, default=Path("results/recipe.jsonl"), help="file of the lines")
     add("--only", nargs="+", metavar="ARM", choices=PLANNED, help="these arms alone")
     add("--workers", type=number(int, 1), default=2, help="worker processes, a thread each (2)")
     add("--dry-run", action="store_true", help="list the arms and stop")
@@ -92,8 +89,8 @@ def main(argv: list[str] | None = None) -> int:
         results.append([record])
         print(json.dumps(record))
         return 0
-    runs = Path("runs") / options.out.stem
-    return 0 if run_stacks(stacks, results, runs, options.workers) else 1
+    fine = run_stacks(stacks, results, Path("runs") / options.out.stem, options.workers)
+    return 0 if fine else 1
 
 
 if __name__ == "__main__":

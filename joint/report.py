@@ -161,8 +161,7 @@ def search_numbers(tuning: list[dict], specialists: list[dict]) -> Numbers:
     theirs = {line["arguments"]: line for line in tuning if line["arguments"] in SPECIALISTS}
     ours = [line for line in tuning if line["arguments"] not in SPECIALISTS]
     finals = sum(line.get("first_fold", 0) > 0 for line in ours)
-    complete = ours and len(theirs) == len(SPECIALISTS)
-    best = ranked_trials(tuning)[0] if complete else dict.fromkeys(METRICS, [])
+    best = ranked_trials(tuning)[0] if ours and len(theirs) == 2 else dict(mrr=[], mse=[])
     told = {f"search.{metric}": Estimate(best[metric], DIGITS[metric]) for metric in METRICS}
     for name, metric in SPECIALISTS.items():
         told[f"search.{name}"] = Estimate(theirs.get(name, {}).get(metric, []), DIGITS[metric])
@@ -229,8 +228,7 @@ def documents(results: Path) -> tuple[str, dict[str, str], list[str]]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m joint.report", description=__doc__)
-    folder = "folder of the lines (results)"
-    parser.add_argument("--results", type=Path, default=ROOT / "results", help=folder)
+    parser.add_argument("--results", type=Path, default=ROOT / "results", help="the lines' folder")
     text, tables, lacking = documents(parser.parse_args(argv).results)
     write_whole(ROOT / "RESULTS.md", text.encode())
     write_blocks(ROOT / "README.md", tables)

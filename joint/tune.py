@@ -88,11 +88,9 @@ def ranked_trials(lines: list[dict]) -> list[dict]:
     for arguments, parts in trials.items():
         if len(parts) == most:
             own = {name: [x for part in parts for x in part[name]] for name in METRICS}
-            margins = [
-                METRICS[name] * np.mean(np.log(values) - theirs[name][: len(values)])
-                for name, values in own.items()
-            ]
-            merged.append({"arguments": arguments, **own, "margin": float(min(margins))})
+            ahead = {m: METRICS[m] * (np.log(own[m]) - theirs[m][: len(own[m])]) for m in METRICS}
+            margin = min(float(values.mean()) for values in ahead.values())
+            merged.append({"arguments": arguments, **own, "margin": margin})
     return sorted(merged, key=lambda each: -each["margin"])
 
 
@@ -122,8 +120,7 @@ def search(path: Path, trials: int, workers: int) -> dict:
             return [-line["value"] for line in lines_of([arguments_of(each) for each in asked])]
 
         first = [dict(zip(OURS.space, values, strict=True)) for values in OURS.first]
-        sampler = dict(n_startup_trials=10, multivariate=True)
-        baselines.search(OURS.space, first, trials, losses, ASKED, **sampler)
+        baselines.search(OURS.space, first, trials, losses, 10, ASKED, multivariate=True)
         if trials >= TRIALS:
             lines_of([text for text, first in known if not first and text not in SPECIALISTS])
             finalists = ranked_trials([*tried.values()])[:FINALISTS]
