@@ -252,7 +252,7 @@ def validate(name, data, folds, settings):
     return {key: [fold[key] for fold in metrics] for key in ("mrr", "mse", "fit_seconds")}
 
 
-def search(space, first, trials, losses, startup, at_once=1, multivariate=False):
+def search(space, first, trials, losses, startup, at_once=1):
     """Ask for settings as searches.toml has them, and tell their losses, so many at once."""
 
     def distribution(choices):
@@ -262,8 +262,8 @@ def search(space, first, trials, losses, startup, at_once=1, multivariate=False)
         return kind(**{"log": True, **choices})
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    told = dict(seed=0, n_startup_trials=startup, multivariate=multivariate)
-    study = optuna.create_study(sampler=optuna.samplers.TPESampler(**told))
+    sampler = optuna.samplers.TPESampler(seed=0, n_startup_trials=startup, multivariate=True)
+    study = optuna.create_study(sampler=sampler)
     for settings in first:
         study.enqueue_trial(settings)
     space = {name: distribution(choices) for name, choices in space.items()}
@@ -273,19 +273,18 @@ def search(space, first, trials, losses, startup, at_once=1, multivariate=False)
             study.tell(trial, loss)
 
 
-def tune(name, data, path):
-    """The settings of the best mean over the folds, from the lines in `path` and new ones."""
+def tune(name, data, results):
+    """The settings of the best mean over the folds: a search, each trial a line on record."""
     method, tried = METHODS[name], []
 
     def losses(asked):
-        settings = {
-            key: float(f"{value:.3g}") if isinstance(value, float) else value
-            for key, value in asked[0].items()
+        told = {
+            key: float(f"{x:.3g}") if isinstance(x, float) else x for key, x in asked[0].items()
         }
-        wanted = {"experiment": "baselines_tuning", "method": name, "settings": settings}
-        wanted |= {"split": "random", "seed": 0}
-        compute = partial(validate, name, data, method.folds, settings)
-        tried.append(recorded(path, name, wanted, compute))
+        wanted = dict(experiment="baselines_tuning", method=name, settings=told)
+        compute = partial(validate, name, data, method.folds, told)
+        path = results / "baselines_tuning.jsonl"
+        tried.append(recorded(path, name, wanted | dict(split="random", seed=0), compute))
         return [validation_loss(tried[-1])]
 
     search(method.space, method.first, method.trials, losses, method.trials // 4)
@@ -297,13 +296,13 @@ def validation_loss(line):
     return fmean(line["mse"]) if line["mrr"][0] is None else -fmean(line["mrr"])
 
 
-def tested(name, data, split, seed, path):
-    """The result line of a method on a split, computed where the file lacks it."""
+def tested(name, data, split, seed, results):
+    """The result line of a method on a split, computed where there is none on record."""
     parts = temporal_split(data) if split == "temporal" else random_split(data, seed)
     settings = METHODS[name].settings
-    wanted = {"experiment": "baselines", "method": name, "settings": settings}
+    wanted = dict(experiment="baselines", method=name, settings=settings, split=split, seed=seed)
     test = partial(fit_and_test, name, data, seed, parts.train, parts.test, settings)
-    return recorded(path, name, wanted | {"split": split, "seed": seed}, test)
+    return recorded(results / "baselines.jsonl", name, wanted, test)
 
 
 def main(argv=None):
@@ -328,11 +327,9 @@ def main(argv=None):
         if reason := missing(name):
             print(f"{name} skipped: {reason}", file=sys.stderr)
         elif options.tune:
-            settings = tune(name, data, options.results / "baselines_tuning.jsonl")
-            result.append({"method": name, "settings": settings})
+            result.append({"method": name, "settings": tune(name, data, options.results)})
         else:
-            path = options.results / "baselines.jsonl"
-            result += [tested(name, data, options.split, seed, path) for seed in seeds]
+            result += [tested(name, data, options.split, seed, options.results) for seed in seeds]
     if result and not options.tune:
         columns = ["mrr", "mse", "ndcg_at_10", "recall_at_10", "fit_seconds"]
         levels = pd.DataFrame(result).set_index("method")[columns].astype(float)

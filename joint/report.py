@@ -6,8 +6,7 @@ RESULTS.md is joint/RESULTS.md.in with its placeholders filled in, as study/repo
 recipe.jsonl, tuning.jsonl, baselines.jsonl and baselines_tuning.jsonl in results/. What isn't there
 yet shows as "—", and the command says what computes it.
 
-    {best.mrr}               0.1498    the mean over the splits of an arm or a specialist
-    {temporal.best.mrr:sd}   0.0359 ± 0.0005    of the temporal split, with standard deviation
+    {best.mrr}               0.1498    the mean over the splits; of the temporal {temporal.best.mrr}
     {best.lead.mrr:t}        +0.0021 [−0.0038, +0.0081]    a difference, see Difference
     {table: ranking}         a whole table, on a line of its own
 """
@@ -32,7 +31,6 @@ from study.stats import Estimate, markdown_table, paired_difference, show, t_int
 TEMPLATE = Path(__file__).with_name("RESULTS.md.in")
 OURS, SPLITS = ["best", "ensemble"], {"random": "", "temporal": "temporal."}
 DIGITS = {"mrr": 4, "mse": 4, "ndcg_at_10": 3, "recall_at_10": 3, "fit_seconds": 1}
-Numbers = dict[str, Estimate | str]
 
 
 @dataclass(frozen=True)
@@ -107,7 +105,7 @@ def parameters(line: dict) -> int:
     return sum(held.values()) * line["ensemble"]
 
 
-def run_numbers(runs: Runs) -> Numbers:
+def run_numbers(runs: Runs) -> dict[str, Estimate | str]:
     """The numbers of the runs by name, "—" while not computed.
 
     NAME.COLUMN, NAME.METRIC.SEED, NAME.n; NAME.parameters, in millions
@@ -116,7 +114,7 @@ def run_numbers(runs: Runs) -> Numbers:
     NAME.lead.METRIC                     minus the best specialist
     NAME.target.METRIC                   ours against the target
     """
-    told: Numbers = {}
+    told = {}
     names = [*ARMS, *runs.frame.method.dropna().unique()]
     rivals = {metric: (runs.ranked(metric) or ["—"])[0] for metric in METRICS}
     for name, (split, start) in product(names, SPLITS.items()):
@@ -146,7 +144,7 @@ def run_numbers(runs: Runs) -> Numbers:
     return told
 
 
-def cost_numbers(recipe: list[dict]) -> Numbers:
+def cost_numbers(recipe: list[dict]) -> dict[str, Estimate | str]:
     """Median seconds of a fit in the last measurement of joint/recipe.py --cost."""
     measured = [line["seconds"] for line in recipe if "seconds" in line] or [{}]
     seconds = pd.DataFrame(measured[-1], columns=["joint", *SPECIALISTS], dtype=float).median()
@@ -156,7 +154,7 @@ def cost_numbers(recipe: list[dict]) -> Numbers:
     return told | {"cost.share": show(share, 2), "cost.ensemble": show(MEMBERS * share, 2)}
 
 
-def search_numbers(tuning: list[dict], specialists: list[dict]) -> Numbers:
+def search_numbers(tuning: list[dict], specialists: list[dict]) -> dict[str, Estimate | str]:
     """What the searches spent, and what the chosen trial got on its validation parts."""
     theirs = {line["arguments"]: line for line in tuning if line["arguments"] in SPECIALISTS}
     ours = [line for line in tuning if line["arguments"] not in SPECIALISTS]
@@ -174,7 +172,7 @@ def search_numbers(tuning: list[dict], specialists: list[dict]) -> Numbers:
     return told | {"searches.fewest": show(trials.min(), 0), "searches.most": show(trials.max(), 0)}
 
 
-def results_tables(runs: Runs, numbers: Numbers) -> dict[str, str]:
+def results_tables(runs: Runs, numbers: dict) -> dict[str, str]:
     """The tables of RESULTS.md, and the README's of it, by name."""
 
     def table(rows: dict[str, str], columns: dict[str, str], first: str = "method") -> str:

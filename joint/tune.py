@@ -120,7 +120,7 @@ def search(path: Path, trials: int, workers: int) -> dict:
             return [-line["value"] for line in lines_of([arguments_of(each) for each in asked])]
 
         first = [dict(zip(OURS.space, values, strict=True)) for values in OURS.first]
-        baselines.search(OURS.space, first, trials, losses, 10, ASKED, multivariate=True)
+        baselines.search(OURS.space, first, trials, losses, 10, ASKED)
         if trials >= TRIALS:
             lines_of([text for text, first in known if not first and text not in SPECIALISTS])
             finalists = ranked_trials([*tried.values()])[:FINALISTS]

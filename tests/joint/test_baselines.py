@@ -94,7 +94,7 @@ def test_a_fit_sees_its_training_rows_alone_and_predicts_within_their_range(monk
 def test_tuning_chooses_the_best_mean_over_folds_that_hold_no_test_row_and_goes_on_where_it_was(
     name, metric, best, monkeypatch, tmp_path
 ):
-    fits, path = [], tmp_path / "tuning.jsonl"
+    fits, path = [], tmp_path / "baselines_tuning.jsonl"
 
     def spy(name, data, seed, train_rows, test_rows, settings):
         fits.append(1)
@@ -104,13 +104,17 @@ def test_tuning_chooses_the_best_mean_over_folds_that_hold_no_test_row_and_goes_
 
     monkeypatch.setattr(baselines, "fit_and_test", spy)
     monkeypatch.setattr(METHODS[name], "trials", 5)
-    chosen, whole, lines = baselines.tune(name, DATA, path), path.read_text(), records.read(path)
+    chosen, whole, lines = (
+        baselines.tune(name, DATA, tmp_path),
+        path.read_text(),
+        records.read(path),
+    )
     assert len(lines) == 5 and len(fits) == 5 * METHODS[name].folds
     assert chosen == best(lines, key=lambda line: np.mean(line[metric]))["settings"]
     assert [line["settings"] for line in lines][: len(METHODS[name].first)] == METHODS[name].first
     path.write_text(whole[: sum(map(len, whole.splitlines(keepends=True)[:3])) + 50])
     fits.clear()
-    assert baselines.tune(name, DATA, path) == chosen
+    assert baselines.tune(name, DATA, tmp_path) == chosen
     assert len(fits) == 2 * METHODS[name].folds
     known = [(line["settings"], line[metric]) for line in lines]
     assert [(line["settings"], line[metric]) for line in records.read(path)] == known
