@@ -215,7 +215,8 @@ def recorded(path, name, wanted, compute):
     for line in records.read(path):
         if wanted.items() <= line.items():
             return line
-    line = wanted | compute() | records.provenance("scipy", METHODS[name].package)
+    package = METHODS[name].package or METHODS[name].library
+    line = wanted | compute() | records.provenance("scipy", package)
     records.append(path, [line])
     return line
 

@@ -25,15 +25,14 @@ SPECIALISTS = {"ease": "mrr", "fm-implicit": "mse"}  # the best at each task, to
 MEMBERS = 4  # of the ensemble, recipes/ensemble.txt
 
 
-def read_table(name: str, **defaults) -> dict[str, SimpleNamespace]:
-    """The tables of a file beside this one, which says what their fields are."""
+def read_table(name: str) -> dict[str, SimpleNamespace]:
+    """The tables of a file beside this one, which says what they hold, with its [defaults]."""
     tables = tomllib.loads(Path(__file__).with_name(name).read_text(encoding="utf-8"))
+    defaults = tables.pop("defaults")
     return {key: SimpleNamespace(**defaults | told) for key, told in tables.items()}
 
 
-NUMPY = dict(library="numpy", package="numpy")
-SEARCHES = read_table("searches.toml", settings={}, space={}, trials=0, first=[], folds=4, **NUMPY)
-ARMS = read_table("arms.toml", changes="", without="", against="best", on_record=False)
+SEARCHES, ARMS = read_table("searches.toml"), read_table("arms.toml")
 PLANNED = [name for name, arm in ARMS.items() if not arm.on_record]
 TEMPORAL = ("best", "separate, each task as wide")  # trained on the temporal split too
 
