@@ -114,9 +114,6 @@ def fit_item_knn(train, seed, neighbours, shrinkage):
     return Fitted(scores=lambda users: interactions[users] @ similarities)
 
 
-# ---- other people's libraries, on one thread each ----
-
-
 def fit_implicit(train, seed, model, **settings):
     """ALS (Hu, Koren, Volinsky, 2008) or BPR (Rendle et al., 2009) by implicit."""
     import implicit

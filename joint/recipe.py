@@ -66,12 +66,12 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m joint.recipe", description=__doc__)
     add = parser.add_argument
     add("--out", type=Path, default=Path("results/recipe.jsonl"), help="file of the lines")
-    add("--only", nargs="+", metavar="ARM", choices=PLANNED, help="these arms alone")
+    add("--only", nargs="+", metavar="ARM", choices=PLANNED, default=PLANNED, help="these alone")
     add("--workers", type=number(int, 1), default=2, help="worker processes, a thread each (2)")
     add("--dry-run", action="store_true", help="list the arms and stop")
     add("--cost", action="store_true", help="measure fit seconds; needs requirements-peers.txt")
     options = parser.parse_args(argv)
-    stacks = [each for each in plan() if not options.only or each["arm"] in options.only]
+    stacks = [each for each in plan() if each["arm"] in options.only]
     if options.dry_run:
         for each in stacks:
             print(f"{each['stack']:44} {' '.join(each['arguments'])}")

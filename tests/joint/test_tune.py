@@ -1,6 +1,7 @@
 """The search for the recipe: it goes on, chooses by its rule, and looks at no test row."""
 
 import json
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -39,15 +40,10 @@ def search(monkeypatch, tmp_path, capsys):
     return run
 
 
-def test_a_search_cut_short_goes_on_as_if_it_had_not_been(search):
-    best, whole = search("--trials", "26")
-    again, lines = search("--trials", "26", after=whole[:9])
-    assert again == best and lines == whole and len(whole) == 26
-
-
-def test_a_search_finds_the_best_and_tries_it_on_other_folds(search):
-    best, tried = search("--trials", "10")
-    assert best["mrr"][0] == max(line["mrr"][0] for line in tried) and len(tried) == 10
+def test_a_search_cut_short_goes_on_finds_the_best_and_tries_it_on_other_folds(search):
+    best, tried = search("--trials", "26")
+    assert search("--trials", "26", after=tried[:9]) == (best, tried)
+    assert best["mrr"][0] == max(line["mrr"][0] for line in tried) and len(tried) == 26
     by_hand = known_function("--shared-dims 64 --ranking-dim 70 --rating-dim 70 --lr 0.01")
     best, lines = search(after=[*tried, by_hand])
     finalists = [line["arguments"] for line in lines if line["first_fold"]]
@@ -65,24 +61,18 @@ def test_a_search_without_the_specialists_is_refused(tmp_path, capsys):
 
 
 def test_validation_looks_at_no_row_of_split_0s_test_part(monkeypatch):
-    seen = {}
-
-    def watched(name):
-        make = getattr(tune.train, name)
-        monkeypatch.setattr(tune.train, name, lambda *a: seen.update({name: a}) or make(*a))
-
-    watched("make_stack")
-    watched("make_evaluator")
+    spies = [Mock(wraps=getattr(tune.train, name)) for name in ("make_stack", "make_evaluator")]
+    for spy, name in zip(spies, ("make_stack", "make_evaluator"), strict=True):
+        monkeypatch.setattr(tune.train, name, spy)
     settings = dict(zip(tune.OURS.space, tune.OURS.first[0], strict=True))
     settings |= dict(epochs=1, common=2, ranking_own=2, rating_own=2)
     record = tune.validate(tune.arguments_of(settings), folds=2)
     assert len(record["mrr"]) == len(record["mse"]) == 2
-    _, data, _, parts = seen["make_stack"]
-    assert seen["make_evaluator"][2:] == (parts, "validation", "train")
-    test = set(random_split(data, 0).test)
+    _, data, _, parts = spies[0].call_args.args
+    assert spies[1].call_args.args[2:] == (parts, "validation", "train")
     for part in parts:
-        assert not test & (set(part.train) | set(part.validation))
-        assert not set(part.train) & set(part.validation)
+        together = [*random_split(data, 0).test, *part.train, *part.validation]
+        assert len(set(together)) == len(together)
 
 
 def test_trials_are_ranked_by_the_smaller_of_their_margins():
@@ -93,9 +83,9 @@ def test_trials_are_ranked_by_the_smaller_of_their_margins():
         dict(arguments="rates", mrr=[0.1, 0.2], mse=[0.4, 0.45]),
         dict(arguments="both", mrr=[0.11, 0.22], mse=[0.72, 0.81]),  # log 1.1, log 1 / 0.9
     ]
-    first, *others = ranked_trials(lines)
-    assert first["arguments"] == "both" and first["margin"] == pytest.approx(np.log(1.1))
-    assert [each["margin"] for each in others] == pytest.approx([0, 0])
+    margins = [(each["arguments"], each["margin"]) for each in ranked_trials(lines)]
+    assert margins[0] == ("both", pytest.approx(np.log(1.1)))
+    assert [margin for _, margin in margins[1:]] == pytest.approx([0, 0])
     finals = [dict(arguments="ranks", first_fold=2, mrr=[0.05, 0.1], mse=[0.8, 0.9])]
     (only,) = ranked_trials(lines + finals)  # finalists alone, over all their folds
     assert only["arguments"] == "ranks" and only["mrr"] == [0.2, 0.4, 0.05, 0.1]

@@ -1,10 +1,11 @@
 """What is committed of the joint model: recipe, settings, and documents against their lines."""
 
 import json
+import shutil
+from itertools import product
 
 import numpy as np
 import pandas as pd
-import pytest
 from scipy import stats
 
 from arguments import pick, resolve
@@ -26,24 +27,23 @@ ROWS = {  # table -> label without its note -> cells
     }
     for table, text in TABLES.items()
 }
-WIDE, NARROW = "separate, each task as wide", "separate, as many parameters"
+RUNS = pd.DataFrame(RECIPE + METHODS).assign(name=lambda runs: runs.arm.fillna(runs.method))
+RUNS = RUNS.pivot(index="seed", columns=["split", "name"], values=["mrr", "mse"]).sort_index(axis=1)
 
 
-def values(name: str, metric: str, split: str = "random") -> list[float]:
+def values(name: str, metric: str, split: str = "random") -> np.ndarray:
     """By seed; none where the method has no such metric."""
-    chosen = [each for each in RECIPE + METHODS if name in (each.get("arm"), each.get("method"))]
-    own = {line["seed"]: line[metric] for line in chosen if line["split"] == split}
-    return [own[seed] for seed in sorted(own) if own[seed] is not None]
+    return RUNS[metric, split, name].dropna().to_numpy(float)
 
 
 def best_first(metric: str, split: str = "random") -> list[str]:
-    means = {name: np.mean(values(name, metric, split) or [np.nan]) for name in baselines.METHODS}
-    names = [name for name in means if np.isfinite(means[name])]
-    return sorted(names, key=lambda name: -METRICS[metric] * means[name])
+    means = RUNS[metric, split][list(baselines.METHODS)].astype(float).mean().dropna()
+    return list((-METRICS[metric] * means).sort_values().index)
 
 
-def spread(numbers: list[float]) -> str:
-    return f"{np.mean(numbers):.4f}" + (f" ± {np.std(numbers, ddof=1):.4f}" if numbers[1:] else "")
+def spread(own: np.ndarray) -> str:
+    deviation = f" ± {np.std(own, ddof=1):.4f}" if len(own) > 1 else ""
+    return f"{np.mean(own):.4f}{deviation}" if len(own) else "—"
 
 
 def paired(first: str, second: str, metric: str, split: str = "random") -> tuple[str, int]:
@@ -60,36 +60,38 @@ def test_the_documents_are_what_the_results_make_of_them():
     assert "<!-- table: readme_joint -->" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("metric, table", [("mrr", "ranking"), ("mse", "rating")])
-def test_a_tasks_table_has_each_method_on_each_split_the_best_specialist_first(metric, table):
-    names = ["best", "ensemble", *best_first(metric)]
-    assert list(ROWS[table]) == [label(name) for name in names]
+def test_a_table_has_ours_on_each_split_and_then_the_specialists_the_best_first():
+    for metric, table in {"mrr": "ranking", "mse": "rating"}.items():
+        names = ["best", "ensemble", *best_first(metric)]
+        assert list(ROWS[table]) == [label(name) for name in names]
+        for name in names:
+            own = values(name, metric)
+            assert ROWS[table][label(name)][:6] == [spread(own), *(f"{each:.4f}" for each in own)]
+    names = [*TEMPORAL, *best_first("mrr", "temporal"), *best_first("mse", "temporal")]
+    assert list(ROWS["temporal"]) == [label(name) for name in names]
     for name in names:
-        own = values(name, metric)
-        assert ROWS[table][label(name)][:6] == [spread(own), *(f"{each:.4f}" for each in own)]
+        mrr, mse = (values(name, metric, "temporal") for metric in METRICS)
+        told = [str(max(len(mrr), len(mse))), spread(mrr), spread(mse)]
+        assert ROWS["temporal"][label(name)][:3] == told
 
 
-@pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("name", ["best", "ensemble"])
-def test_the_verdict_is_the_paired_difference_to_the_best_specialist(name, metric):
-    ours, other = values(name, metric), best_first(metric)[0]
-    theirs, target, up = values(other, metric), TARGETS[metric], METRICS[metric]
-    told, sign = paired(name, other, metric)
-    won = sum(up * (a - b) > 0 for a, b in zip(ours, theirs, strict=True))
-    word = ["not settled", "ahead", "behind"][sign]
-    met = "met" if up * (np.mean(ours) - target) >= 0 else "missed"
-    told = (
-        f"{label(name)}, **{metric.upper()} {np.mean(ours):.4f}**: {told} against {label(other)} "
-        f"({np.mean(theirs):.4f}), better on {won} of 5 splits: {word}. The target, at "
-        f"{'least' if up > 0 else 'most'} {target}, is {met} ({np.mean(ours) - target:+.5f}).\n"
-    )
-    assert told.replace("-", "−") in TEXT
+def test_the_verdict_is_the_paired_difference_to_the_best_specialist_and_to_the_target():
+    for name, (metric, target) in product(("best", "ensemble"), TARGETS.items()):
+        other, up, ours = best_first(metric)[0], METRICS[metric], values(name, metric)
+        theirs, (told, sign) = values(other, metric), paired(name, other, metric)
+        word, beyond = ["not settled", "ahead", "behind"][sign], np.mean(ours) - target
+        first = f"{label(name)}, **{metric.upper()} {np.mean(ours):.4f}**: {told} against "
+        won = (up * ours > up * theirs).sum()
+        first += f"{label(other)} ({np.mean(theirs):.4f}), better on {won} of 5 splits: {word}. "
+        then = f"The target, at {'least' if up > 0 else 'most'} {target}, is "
+        then += f"{'met' if up * beyond >= 0 else 'missed'} ({beyond:+.5f}).\n"
+        assert first + then.replace("-", "−") in TEXT
 
 
 def test_an_arms_row_is_its_paired_difference_to_its_reference_in_the_designs_order():
     assert list(ROWS["ablation"]) == [label(name) for name in ARMS]
-    names = [line.split(" | ")[0] for line in TABLES["ablation"].splitlines()[2:]]
-    for (name, arm), note in zip(ARMS.items(), names, strict=True):
+    notes = [line.split(" | ")[0] for line in TABLES["ablation"].splitlines()[2:]]
+    for (name, arm), note in zip(ARMS.items(), notes, strict=True):
         cells = ROWS["ablation"][label(name)]
         for metric, own in {"mrr": cells[:2], "mse": cells[2:4]}.items():
             if name == {"mrr": "rating alone", "mse": "ranking alone"}[metric]:
@@ -105,33 +107,17 @@ def test_an_arms_row_is_its_paired_difference_to_its_reference_in_the_designs_or
             assert f"{name} {told}" in TEXT
 
 
-def test_parameters_are_counted_as_the_networks_have_them():
-    for stack in recipe.plan():
-        args = resolve(stack["arguments"])
-        net = MultiTaskNet(943, 1682, seeds=range(args["ensemble"]), **pick(Structure, args))
-        millions = f"{sum(each.numel() for each in net.parameters()) / 1e6:.2f}"
-        one_task = stack["arm"] in ("ranking alone", "rating alone")
-        assert ROWS["ablation"][label(stack["arm"])][-1] == ("—" if one_task else millions)
-
-
 def test_sharing_is_judged_by_the_recipe_minus_its_separate_arms_and_each_task_alone():
-    arms = [(WIDE, WIDE), (NARROW, NARROW), ("ranking alone", "rating alone"), (WIDE, WIDE)]
-    for names, split in zip(arms, ["random"] * 3 + ["temporal"], strict=True):
-        told = []
-        for metric, name in zip(METRICS, names, strict=True):
-            text, sign = paired("best", name, metric, split)
-            word = ["no difference seen", "helps", "hurts"][sign]
-            told.append(f"{metric.upper()} {text} ({word})")
-        assert f": {', '.join(told)}.\n" in TEXT
-
-
-def test_the_temporal_table_has_ours_over_seeds_and_the_specialists_of_both_tasks():
-    others = [name for metric in METRICS for name in best_first(metric, "temporal")]
-    assert list(ROWS["temporal"]) == [label(name) for name in (*TEMPORAL, *others)]
-    for name in (*TEMPORAL, *others):
-        own = [values(name, metric, "temporal") for metric in METRICS]
-        levels = [spread(each) if each else "—" for each in own]
-        assert ROWS["temporal"][label(name)][:3] == [str(max(map(len, own))), *levels]
+    wide, narrow = "separate, each task as wide", "separate, as many parameters"
+    for mrr, mse, split in (
+        (wide, wide, "random"),
+        (narrow, narrow, "random"),
+        ("ranking alone", "rating alone", "random"),
+        (wide, wide, "temporal"),
+    ):
+        pair = paired("best", mrr, "mrr", split), paired("best", mse, "mse", split)
+        words = [["no difference seen", "helps", "hurts"][sign] for _, sign in pair]
+        assert f": MRR {pair[0][0]} ({words[0]}), MSE {pair[1][0]} ({words[1]}).\n" in TEXT
 
 
 def test_cost_and_search_add_up():
@@ -156,26 +142,25 @@ def test_cost_and_search_add_up():
         assert told in TEXT
 
 
-def test_the_search_replays_from_its_record_and_ends_with_the_recipe(monkeypatch, tmp_path, capsys):
+def test_the_searches_replay_from_their_records_and_end_with_the_settings_in_use(
+    monkeypatch, tmp_path, capsys
+):
     monkeypatch.setattr(tune, "validate", None)  # nothing is left to train
-    path, lines = tmp_path / "tuning.jsonl", (ROOT / "results/tuning.jsonl").read_text()
-    path.write_text(lines)
-    assert tune.main(["--out", str(path)]) == 0
+    monkeypatch.setattr(baselines, "fit_and_test", None)
+    for name in ("tuning.jsonl", "baselines_tuning.jsonl"):
+        shutil.copy(ROOT / "results" / name, tmp_path)
+    assert tune.main(["--out", str(tmp_path / "tuning.jsonl")]) == 0
     best = json.loads(capsys.readouterr().out)
     assert resolve(best["arguments"].split()) == resolve(["@recipes/best.txt"])
-    assert path.read_text() == lines
+    for name in baselines.TUNABLE:
+        assert baselines.tune(name, None, tmp_path) == baselines.METHODS[name].settings
+    assert records.read(tmp_path / "tuning.jsonl") == TUNING
+    assert records.read(tmp_path / "baselines_tuning.jsonl") == SEARCHES
+    folds = {line["method"]: len(line["mrr"]) for line in SEARCHES}
+    assert folds == {name: baselines.METHODS[name].folds for name in baselines.TUNABLE}
 
 
-def test_settings_are_those_the_recorded_search_chose():
-    for name, method in baselines.METHODS.items():
-        tried = [line for line in SEARCHES if line["method"] == name]
-        assert len(tried) <= method.trials and bool(tried) == bool(method.space)
-        assert all(len(line["mrr"]) == method.folds for line in tried)
-        if tried:
-            assert method.settings == min(tried, key=baselines.validation_loss)["settings"]
-
-
-def test_every_arm_is_on_record_as_it_is_planned_and_says_what_made_it():
+def test_every_arm_is_on_record_as_it_is_planned_with_its_size_and_what_made_it():
     lines = [line for line in RECIPE if "arm" in line]
     assert {line["arm"] for line in lines} == ARMS.keys()
     planned = {stack["stack"]: resolve(stack["arguments"]) for stack in recipe.plan()}
@@ -187,3 +172,8 @@ def test_every_arm_is_on_record_as_it_is_planned_and_says_what_made_it():
         args = planned.get(line["stack"], {})
         common = args.keys() & told.keys() - {"split_seed"}
         assert [name for name in common if args[name] != told[name]] == [], line["stack"]
+        if args and line["seed"] == 0:
+            net = MultiTaskNet(943, 1682, seeds=range(args["ensemble"]), **pick(Structure, args))
+            size = f"{sum(each.numel() for each in net.parameters()) / 1e6:.2f}"
+            one_task = line["arm"] in ("ranking alone", "rating alone")
+            assert ROWS["ablation"][label(line["arm"])][-1] == ("—" if one_task else size)
