@@ -28,17 +28,17 @@ ROWS = {  # table -> label without its note -> cells
     for table, text in TABLES.items()
 }
 RUNS = pd.DataFrame(RECIPE + METHODS).assign(name=lambda runs: runs.arm.fillna(runs.method))
-RUNS = RUNS.pivot(index="seed", columns=["split", "name"], values=["mrr", "mse"]).sort_index(axis=1)
+RUNS = {key: own.sort_values("seed") for key, own in RUNS.groupby(["split", "name"])}
 
 
 def values(name: str, metric: str, split: str = "random") -> np.ndarray:
     """By seed; none where the method has no such metric."""
-    return RUNS[metric, split, name].dropna().to_numpy(float)
+    return RUNS[split, name][metric].dropna().to_numpy(float)
 
 
 def best_first(metric: str, split: str = "random") -> list[str]:
-    means = RUNS[metric, split][list(baselines.METHODS)].astype(float).mean().dropna()
-    return list((-METRICS[metric] * means).sort_values().index)
+    names = [name for name in baselines.METHODS if len(values(name, metric, split))]
+    return sorted(names, key=lambda name: -METRICS[metric] * values(name, metric, split).mean())
 
 
 def spread(own: np.ndarray) -> str:
