@@ -119,11 +119,3 @@ def test_the_command_computes_what_the_file_lacks_and_skips_a_method_without_its
     assert [line["mse"] for line in first] == [line["mse"] for line in again]
     temporal, _ = run(*arguments, "--split", "temporal")
     assert [(line["split"], line["seed"]) for line in temporal] == [("temporal", 0)] * 2
-
-
-@pytest.mark.parametrize("arguments", [["--methods", "eese"], ["--splits", "4-0"], ["--tune"]])
-def test_a_wrong_argument_is_one_line_and_exit_code_2(arguments, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        baselines.main(arguments)
-    (told,) = capsys.readouterr().err.splitlines()
-    assert arguments[0] in told
