@@ -63,32 +63,14 @@ def test_a_fit_sees_its_training_rows_alone_and_predicts_within_their_range(monk
     assert metrics["mse"] == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("name, metric, best", [("ease", "mrr", max), ("biases", "mse", min)])
-def test_tuning_chooses_the_best_mean_over_folds_that_hold_no_test_row_and_goes_on_where_it_was(
-    name, metric, best, monkeypatch, tmp_path
-):
-    fits, path, method = [], tmp_path / "baselines_tuning.jsonl", METHODS[name]
-
-    def spy(name, data, seed, train_rows, test_rows, settings):
-        rows = np.concatenate([train_rows, test_rows, SPLIT.test])
-        assert len(np.unique(rows)) == len(rows)
-        fits.append(rows)
-        return fit_and_test(name, data, seed, train_rows, test_rows, settings)
-
+def test_validation_is_on_folds_that_hold_no_test_row(monkeypatch):
+    spy = Mock(wraps=fit_and_test)
     monkeypatch.setattr(baselines, "fit_and_test", spy)
-    monkeypatch.setattr(method, "trials", 5)
-    chosen, whole, lines = (
-        baselines.tune(name, DATA, tmp_path),
-        path.read_text(),
-        records.read(path),
-    )
-    assert len(lines) == 5 and len(fits) == 5 * method.folds
-    assert chosen == best(lines, key=lambda line: np.mean(line[metric]))["settings"]
-    assert [line["settings"] for line in lines][: len(method.first)] == method.first
-    path.write_text(whole[: sum(map(len, whole.splitlines(keepends=True)[:3])) + 50])
-    assert baselines.tune(name, DATA, tmp_path) == chosen and len(fits) == 7 * method.folds
-    known = [(line["settings"], line[metric]) for line in lines]
-    assert [(line["settings"], line[metric]) for line in records.read(path)] == known
+    told = baselines.validate("ease", DATA, 3, dict(ridge=20.0))
+    for call, mrr in zip(spy.call_args_list, told["mrr"], strict=True):
+        rows = np.concatenate([*call.args[3:5], SPLIT.test])
+        assert len(np.unique(rows)) == len(rows)
+        assert fit_and_test(*call.args)["mrr"] == mrr
 
 
 def test_the_command_computes_what_the_file_lacks_and_skips_a_method_without_its_library(

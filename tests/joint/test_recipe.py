@@ -13,45 +13,19 @@ from joint.design import ARMS, PLANNED, ROOT
 from joint.report import Difference, documents
 from study import records
 
-# ---- the search ----
-
-
-def known_function(arguments: str, first: int = 0) -> dict:
-    """In place of training; a worker process finds it by its name."""
-    args = resolve(arguments.split())
-    value = -abs(args["lr"] - 0.01) - abs(args["shared_dims"] - 64) / 1000
-    mrr, mse = [np.exp(-2 * value if first else value)], [0.5]  # other folds turn them round
-    return dict(arguments=arguments, first_fold=first, value=value, mrr=mrr, mse=mse)
-
-
-def test_a_search_cut_short_goes_on_finds_the_best_and_tries_it_on_other_folds(
-    monkeypatch, tmp_path, capsys
-):
-    def search(*arguments: str, after: list[dict]) -> tuple[dict, list[dict]]:
-        """The command's last word, and the lines of a file that begins with these."""
-        path = tmp_path / f"{len(after)}.jsonl"
-        known = [
-            dict(arguments="ease", mrr=[0.9] * 2),
-            dict(arguments="fm-implicit", mse=[9.0] * 2),
-        ]
-        records.append(path, known + after)
-        with path.open("a") as file:
-            file.write('{"arguments": "torn')
-        assert tune.main([*arguments, "--out", str(path)]) == 0
-        return json.loads(capsys.readouterr().out), records.read(path)[2:]
-
-    monkeypatch.setattr(tune, "validate", known_function)
-    best, tried = search("--trials", "26", after=[])
-    assert search("--trials", "26", after=tried[:9]) == (best, tried)
-    assert best["mrr"][0] == max(line["mrr"][0] for line in tried) and len(tried) == 26
-    by_hand = known_function("--shared-dims 64 --ranking-dim 70 --rating-dim 70 --lr 0.01")
-    best, lines = search(after=[*tried, by_hand])
-    finalists = [line["arguments"] for line in lines if line["first_fold"]]
-    tried = [line for line in lines if not line["first_fold"]]
-    tried.sort(key=lambda line: -line["mrr"][0])
-    assert finalists == [line["arguments"] for line in tried[: tune.FINALISTS]]
-    assert finalists[0] == by_hand["arguments"]
-    assert best["arguments"] == finalists[-1] and len(best["mrr"]) == 2
+PLAN = recipe.plan()
+ARGS = {each["arm"]: resolve(each["arguments"]) for each in PLAN if each["experiment"] == "recipe"}
+CHANGED = {
+    "MLP for the dot product": {"rating_head"},
+    "batches of 4,096 interactions": {"batch_by", "batch_size"},
+    "BPR loss": {"loss"},
+    "nothing left out": {"leave_one_out"},
+    "one weight decay": {"weight_decay"},
+    "ranking alone": {"lambda_f", "lambda_r"},
+    "no user history": {"user_history"},
+    "separate, each task as wide": {"shared_dims"},
+    "ensemble": {"ensemble"},
+}
 
 
 def test_validation_looks_at_no_row_of_split_0s_test_part(monkeypatch):
@@ -86,23 +60,6 @@ def test_trials_are_ranked_by_the_smaller_of_their_margins():
     assert only["margin"] == pytest.approx(0)
 
 
-# ---- the arms ----
-
-PLAN = recipe.plan()
-ARGS = {each["arm"]: resolve(each["arguments"]) for each in PLAN if each["experiment"] == "recipe"}
-CHANGED = {
-    "MLP for the dot product": {"rating_head"},
-    "batches of 4,096 interactions": {"batch_by", "batch_size"},
-    "BPR loss": {"loss"},
-    "nothing left out": {"leave_one_out"},
-    "one weight decay": {"weight_decay"},
-    "ranking alone": {"lambda_f", "lambda_r"},
-    "no user history": {"user_history"},
-    "separate, each task as wide": {"shared_dims"},
-    "ensemble": {"ensemble"},
-}
-
-
 def test_the_plan_trains_every_arm_once_on_five_splits_and_no_two_alike():
     assert list(ARGS) == PLANNED == [name for name in ARMS if not ARMS[name].on_record]
     told = set()
@@ -126,9 +83,6 @@ def test_an_arm_differs_from_its_reference_in_what_it_is_named_for_alone():
     assert shared["ranking_dim"] == shared["rating_dim"] == shared["shared_dims"] == width
     written = resolve(["@recipes/ensemble.txt"])
     assert ARGS["ensemble"] | dict(seeds=[0], eval_every=1, out=written["out"]) == written
-
-
-# ---- the report, and wrong commands ----
 
 
 @pytest.mark.parametrize("better", [+1, -1])

@@ -1,7 +1,6 @@
 """What is committed of the joint model: recipe, settings, and documents against their lines."""
 
 import json
-import shutil
 from itertools import product
 
 import numpy as np
@@ -20,13 +19,7 @@ RECIPE, METHODS, TUNING, SEARCHES = (
     records.read(ROOT / f"results/{name}.jsonl")
     for name in ("recipe", "baselines", "tuning", "baselines_tuning")
 )
-ROWS = {  # table -> label without its note -> cells
-    table: {
-        cells[0].split(" (")[0]: cells[1:]
-        for cells in (line[2:-2].split(" | ") for line in text.splitlines()[2:])
-    }
-    for table, text in TABLES.items()
-}
+ROWS = {table: text.splitlines()[2:] for table, text in TABLES.items()}
 RUNS = pd.DataFrame(RECIPE + METHODS).assign(name=lambda runs: runs.arm.fillna(runs.method))
 RUNS = {key: own.sort_values("seed") for key, own in RUNS.groupby(["split", "name"])}
 
@@ -63,16 +56,15 @@ def test_the_documents_are_what_the_results_make_of_them():
 def test_a_table_has_ours_on_each_split_and_then_the_specialists_the_best_first():
     for metric, table in {"mrr": "ranking", "mse": "rating"}.items():
         names = ["best", "ensemble", *best_first(metric)]
-        assert list(ROWS[table]) == [label(name) for name in names]
-        for name in names:
+        for name, row in zip(names, ROWS[table], strict=True):
             own = values(name, metric)
-            assert ROWS[table][label(name)][:6] == [spread(own), *(f"{each:.4f}" for each in own)]
+            told = [label(name), spread(own), *(f"{each:.4f}" for each in own)]
+            assert row.startswith(f"| {' | '.join(told)} | ")
     names = [*TEMPORAL, *best_first("mrr", "temporal"), *best_first("mse", "temporal")]
-    assert list(ROWS["temporal"]) == [label(name) for name in names]
-    for name in names:
+    for name, row in zip(names, ROWS["temporal"], strict=True):
         mrr, mse = (values(name, metric, "temporal") for metric in METRICS)
-        told = [str(max(len(mrr), len(mse))), spread(mrr), spread(mse)]
-        assert ROWS["temporal"][label(name)][:3] == told
+        told = [label(name), str(max(len(mrr), len(mse))), spread(mrr), spread(mse)]
+        assert row.startswith(f"| {' | '.join(told)} | ")
 
 
 def test_the_verdict_is_the_paired_difference_to_the_best_specialist_and_to_the_target():
@@ -89,19 +81,16 @@ def test_the_verdict_is_the_paired_difference_to_the_best_specialist_and_to_the_
 
 
 def test_an_arms_row_is_its_paired_difference_to_its_reference_in_the_designs_order():
-    assert list(ROWS["ablation"]) == [label(name) for name in ARMS]
-    notes = [line.split(" | ")[0] for line in TABLES["ablation"].splitlines()[2:]]
-    for (name, arm), note in zip(ARMS.items(), notes, strict=True):
-        cells = ROWS["ablation"][label(name)]
-        for metric, own in {"mrr": cells[:2], "mse": cells[2:4]}.items():
-            if name == {"mrr": "rating alone", "mse": "ranking alone"}[metric]:
-                assert own == ["—", "—"]  # nothing has trained it
-            else:
-                change = "" if name == "best" else paired(name, arm.against, metric)[0]
-                assert own == [spread(values(name, metric)), change], name
-        commits = {line["commit"][:7] for line in RECIPE if line.get("arm") == name}
-        assert arm.on_record == any(f"on record, commit {each}" in note for each in commits)
-        assert (f"(against “{arm.against}”" in note) == (arm.against != "best")
+    for (name, arm), row in zip(ARMS.items(), ROWS["ablation"], strict=True):
+        notes = [] if arm.against == "best" else [f"against “{arm.against}”"]
+        if arm.on_record:
+            notes.append(f"on record, commit {RUNS['random', name].commit.iloc[0][:7]}")
+        cells = [f"{label(name)} ({'; '.join(notes)})" if notes else label(name)]
+        for metric, untrained in {"mrr": "rating alone", "mse": "ranking alone"}.items():
+            change = "" if name == "best" else paired(name, arm.against, metric)[0]
+            own = [spread(values(name, metric)), change]
+            cells += ["—", "—"] if name == untrained else own
+        assert row.startswith(f"| {' | '.join(cells)} | ")
         if arm.against != "best":
             told = " and ".join(paired(name, "best", metric)[0] for metric in METRICS)
             assert f"{name} {told}" in TEXT
@@ -123,7 +112,7 @@ def test_sharing_is_judged_by_the_recipe_minus_its_separate_arms_and_each_task_a
 def test_cost_and_search_add_up():
     seconds = [line["seconds"] for line in RECIPE if "seconds" in line][-1]
     joint, ease, fm = (np.median(seconds[name]) for name in ("joint", *SPECIALISTS))
-    assert ROWS["ranking"]["one joint model"][-1] == f"{joint:.1f}"
+    assert ROWS["ranking"][0].endswith(f" | {joint:.1f} |")
     ours = [line for line in TUNING if line["arguments"] not in SPECIALISTS]
     best = resolve(["@recipes/best.txt"])
     chosen = [line for line in ours if resolve(line["arguments"].split()) == best]
@@ -142,22 +131,35 @@ def test_cost_and_search_add_up():
         assert told in TEXT
 
 
-def test_the_searches_replay_from_their_records_and_end_with_the_settings_in_use(
+def recorded_line(arguments: str, first: int = 0) -> dict:
+    """In place of training; a worker process finds it by its name."""
+    key = arguments, first
+    (line,) = (each for each in TUNING if (each["arguments"], each.get("first_fold", 0)) == key)
+    return line
+
+
+def test_a_search_goes_on_from_its_lines_tries_finalists_and_ends_with_the_settings_in_use(
     monkeypatch, tmp_path, capsys
 ):
-    monkeypatch.setattr(tune, "validate", None)  # nothing is left to train
-    monkeypatch.setattr(baselines, "fit_and_test", None)
-    for name in ("tuning.jsonl", "baselines_tuning.jsonl"):
-        shutil.copy(ROOT / "results" / name, tmp_path)
-    assert tune.main(["--out", str(tmp_path / "tuning.jsonl")]) == 0
-    best = json.loads(capsys.readouterr().out)
-    assert resolve(best["arguments"].split()) == resolve(["@recipes/best.txt"])
-    for name in baselines.TUNABLE:
-        assert baselines.tune(name, None, tmp_path) == baselines.METHODS[name].settings
-    assert records.read(tmp_path / "tuning.jsonl") == TUNING
-    assert records.read(tmp_path / "baselines_tuning.jsonl") == SEARCHES
-    folds = {line["method"]: len(line["mrr"]) for line in SEARCHES}
-    assert folds == {name: baselines.METHODS[name].folds for name in baselines.TUNABLE}
+    monkeypatch.setattr(tune, "validate", recorded_line)
+    hand_made = [line for line in TUNING if not line.get("first_fold")][tune.TRIALS :]
+    for kept in (TUNING, TUNING[:11] + hand_made):
+        path = tmp_path / f"{len(kept)}.jsonl"
+        records.append(path, kept)
+        with path.open("a") as file:
+            file.write('{"arguments": "torn')
+        assert tune.main(["--out", str(path)]) == 0
+        best = json.loads(capsys.readouterr().out)
+        assert resolve(best["arguments"].split()) == resolve(["@recipes/best.txt"])
+        assert sorted(map(str, records.read(path))) == sorted(map(str, TUNING))
+    records.append(tmp_path / "baselines_tuning.jsonl", SEARCHES)
+    monkeypatch.setattr(baselines, "fit_and_test", None)  # nothing is left to train
+    for name, method in ((name, baselines.METHODS[name]) for name in baselines.TUNABLE):
+        assert baselines.tune(name, None, tmp_path) == method.settings
+        tried = [line for line in SEARCHES if line["method"] == name]
+        metric, best = ("mse", min) if tried[0]["mrr"][0] is None else ("mrr", max)
+        assert method.settings == best(tried, key=lambda line: np.mean(line[metric]))["settings"]
+        assert {len(line["mrr"]) for line in tried} == {method.folds}
 
 
 def test_every_arm_is_on_record_as_it_is_planned_with_its_size_and_what_made_it():
@@ -176,4 +178,5 @@ def test_every_arm_is_on_record_as_it_is_planned_with_its_size_and_what_made_it(
             net = MultiTaskNet(943, 1682, seeds=range(args["ensemble"]), **pick(Structure, args))
             size = f"{sum(each.numel() for each in net.parameters()) / 1e6:.2f}"
             one_task = line["arm"] in ("ranking alone", "rating alone")
-            assert ROWS["ablation"][label(line["arm"])][-1] == ("—" if one_task else size)
+            row = ROWS["ablation"][list(ARMS).index(line["arm"])]
+            assert row.endswith(" | — |" if one_task else f" | {size} |")
