@@ -39,8 +39,8 @@ def test_validation_looks_at_no_row_of_split_0s_test_part(monkeypatch):
     _, data, _, parts = stack.call_args.args
     assert evaluator.call_args.args[2:] == (parts, "validation", "train")
     for part in parts:
-        together = [*random_split(data, 0).test, *part.train, *part.validation]
-        assert len(set(together)) == len(together)
+        rows = np.concatenate([random_split(data, 0).test, part.train, part.validation])
+        assert len(np.unique(rows)) == len(rows)
 
 
 def test_trials_are_ranked_by_the_smaller_of_their_margins():
@@ -56,8 +56,7 @@ def test_trials_are_ranked_by_the_smaller_of_their_margins():
     assert [each["margin"] for each in (first, *others)] == pytest.approx([np.log(1.1), 0, 0])
     finals = [dict(arguments="ranks", first_fold=2, mrr=[0.05, 0.1], mse=[0.8, 0.9])]
     (only,) = tune.ranked_trials(lines + finals)  # finalists alone, over all their folds
-    assert only["arguments"] == "ranks" and only["mrr"] == [0.2, 0.4, 0.05, 0.1]
-    assert only["margin"] == pytest.approx(0)
+    assert only["mrr"] == [0.2, 0.4, 0.05, 0.1] and only["margin"] == pytest.approx(0)
 
 
 def test_the_plan_trains_every_arm_once_on_five_splits_and_no_two_alike():
@@ -86,27 +85,25 @@ def test_an_arm_differs_from_its_reference_in_what_it_is_named_for_alone():
 
 
 @pytest.mark.parametrize(
-    "shift, n, lead, sharing, won",
+    "shift, n, words",
     [
-        (0.02, 5, "ahead", "helps", 5),
-        (-0.02, 5, "behind", "hurts", 0),
-        (0.001, 5, "not settled", "no difference seen", 3),
-        (0.02, 1, "not settled", "no difference seen", 1),  # one split has no interval
-        (0.02, 0, "not computed yet", "not computed yet", 0),
+        (0.02, 5, "ahead, helps, 5"),
+        (-0.02, 5, "behind, hurts, 0"),
+        (0.001, 5, "not settled, no difference seen, 3"),
+        (0.02, 1, "not settled, no difference seen, 1"),  # one split has no interval
+        (0.02, 0, "not computed yet, not computed yet, 0"),
     ],
 )
-def test_a_word_follows_the_interval(shift, n, lead, sharing, won):
+def test_a_word_follows_the_interval(shift, n, words):
     values = shift + np.array([0.0, -2e-3, -1e-3, 1e-3, 2e-3])[:n]
     for told in (Difference(values, 4, "+", +1), Difference(-values, 4, "+", -1)):
-        assert [f"{told:lead}", f"{told:sharing}", f"{told:won}"] == [lead, sharing, str(won)]
+        assert f"{told:lead}, {told:sharing}, {told:won}" == words
 
 
 def test_what_is_missing_is_a_dash_and_named_by_its_command_and_a_run_twice_is_refused(tmp_path):
-    commands = ["recipe", "recipe --cost", "baselines", "tune", "baselines --tune"]
-    commands = [f"python -m joint.{command}" for command in commands]
-    whole, tables, lacking = documents(ROOT / "results")
-    nothing, _, all_of_them = documents(tmp_path)
-    assert (lacking, all_of_them) == ([], commands)
+    (_, tables, lacking), (nothing, _, commands) = map(documents, (ROOT / "results", tmp_path))
+    ends = ["recipe", "recipe --cost", "baselines", "tune", "baselines --tune"]
+    assert lacking == [] and commands == [f"python -m joint.{end}" for end in ends]
     assert "one joint model, **MRR —**: — against — (—)" in nothing
     lines = records.read(ROOT / "results/recipe.jsonl")
     records.append(tmp_path / "recipe.jsonl", [line for line in lines if line.get("arm") == "best"])

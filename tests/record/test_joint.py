@@ -19,6 +19,7 @@ RECIPE, METHODS, TUNING, SEARCHES = (
     records.read(ROOT / f"results/{name}.jsonl")
     for name in ("recipe", "baselines", "tuning", "baselines_tuning")
 )
+BEST = resolve(["@recipes/best.txt"])
 ROWS = {table: text.splitlines()[2:] for table, text in TABLES.items()}
 RUNS = pd.DataFrame(RECIPE + METHODS).assign(name=lambda runs: runs.arm.fillna(runs.method))
 RUNS = {key: own.sort_values("seed") for key, own in RUNS.groupby(["split", "name"])}
@@ -30,8 +31,8 @@ def values(name: str, metric: str, split: str = "random") -> np.ndarray:
 
 
 def best_first(metric: str, split: str = "random") -> list[str]:
-    names = [name for name in baselines.METHODS if len(values(name, metric, split))]
-    return sorted(names, key=lambda name: -METRICS[metric] * values(name, metric, split).mean())
+    means = {name: values(name, metric, split).sum() for name in baselines.METHODS}
+    return sorted(filter(means.get, means), key=lambda name: -METRICS[metric] * means[name])
 
 
 def spread(own: np.ndarray) -> str:
@@ -111,8 +112,7 @@ def test_cost_and_search_add_up():
     joint, ease, fm = (np.median(seconds[name]) for name in ("joint", *SPECIALISTS))
     assert ROWS["ranking"][0].endswith(f" | {joint:.1f} |")
     ours = [line for line in TUNING if line["arguments"] not in SPECIALISTS]
-    best = resolve(["@recipes/best.txt"])
-    chosen = [line for line in ours if resolve(line["arguments"].split()) == best]
+    chosen = [line for line in ours if resolve(line["arguments"].split()) == BEST]
     mrr, mse = (np.mean([line[metric] for line in chosen]) for metric in METRICS)
     hours = sum(line["cpu_seconds_a_fold"] * 4 for line in ours) / 3600
     fitting = sum(sum(line["fit_seconds"]) for line in SEARCHES) / 3600
@@ -144,7 +144,7 @@ def test_a_search_goes_on_from_its_lines_tries_finalists_and_ends_with_the_setti
         records.append(path, kept)
         assert tune.main(["--out", str(path)]) == 0
         best = json.loads(capsys.readouterr().out)
-        assert resolve(best["arguments"].split()) == resolve(["@recipes/best.txt"])
+        assert resolve(best["arguments"].split()) == BEST
         assert sorted(map(str, records.read(path))) == sorted(map(str, TUNING))
     records.append(tmp_path / "baselines_tuning.jsonl", SEARCHES)
     monkeypatch.setattr(baselines, "fit_and_test", None)  # nothing is left to train
@@ -169,6 +169,5 @@ def test_every_arm_is_on_record_as_it_is_planned_with_its_size_and_what_made_it(
         if args and line["seed"] == 0:
             net = MultiTaskNet(943, 1682, seeds=range(args["ensemble"]), **pick(Structure, args))
             size = f"{sum(each.numel() for each in net.parameters()) / 1e6:.2f}"
-            one_task = line["arm"] in ("ranking alone", "rating alone")
-            row = ROWS["ablation"][list(ARMS).index(line["arm"])]
-            assert row.endswith(" | — |" if one_task else f" | {size} |")
+            size = "—" if line["arm"] in ("ranking alone", "rating alone") else size
+            assert ROWS["ablation"][list(ARMS).index(line["arm"])].endswith(f" | {size} |")
