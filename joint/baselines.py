@@ -25,6 +25,7 @@ import io
 import json
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from functools import partial
 from operator import attrgetter
@@ -201,7 +202,8 @@ def missing(*names):
     """Why one of the methods can't run here, or None. Loads the libraries: no fit's time does."""
     for name in names:
         try:
-            importlib.import_module(METHODS[name].library)
+            with warnings.catch_warnings(action="ignore"):
+                importlib.import_module(METHODS[name].library)
         except ImportError as error:
             return f"{METHODS[name].library} isn't installed ({error}), see requirements-peers.txt"
     return None
