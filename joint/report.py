@@ -175,10 +175,14 @@ def search_numbers(tuning: list[dict], specialists: list[dict]) -> dict[str, Est
 def results_tables(runs: Runs, numbers: dict) -> dict[str, str]:
     """The tables of RESULTS.md, and the README's of it, by name."""
 
+    def cell(number: str) -> str:
+        name, _, form = number.partition(":")
+        return number_text(numbers.get(name, "—"), form)
+
     def table(rows: dict[str, str], columns: dict[str, str], first: str = "method") -> str:
         """Rows are label: start of a number's name; columns head: its end."""
         lines = [
-            [told, *(number_text(numbers, f"{name}.{end}", "—") for end in columns.values())]
+            [told, *(cell(f"{name}.{end}") for end in columns.values())]
             for told, name in rows.items()
         ]
         return markdown_table([first, *columns], lines)
@@ -221,7 +225,7 @@ def documents(results: Path) -> tuple[str, dict[str, str], list[str]]:
         "baselines --tune": searches[1],
     }
     lacking = [f"python -m joint.{command}" for command, done in there.items() if not done]
-    return rendered(numbers, tables, TEMPLATE), tables, lacking
+    return rendered(numbers, TEMPLATE, tables), tables, lacking
 
 
 def main(argv: list[str] | None = None) -> int:

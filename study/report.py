@@ -27,6 +27,7 @@ from run_folder import write_whole
 from study.figures import study_figures
 from study.numbers import Numbers, read_study
 from study.records import filled
+from study.stats import Estimate
 
 ROOT = Path(__file__).parents[1]
 RECORD = Path("results/study.jsonl")
@@ -47,13 +48,19 @@ def rendered(numbers: Numbers, template: Path, tables: dict[str, str] | None = N
             if where == "table":
                 return tables[ends]
             parts = [name.partition(":") for name in names]
-            return " | ".join(format(numbers[name], form) for name, _, form in parts)
+            return " | ".join(number_text(numbers[name], form) for name, _, form in parts)
         except (KeyError, ValueError) as error:
-            told = f"no table {error}" if isinstance(error, KeyError) else error
+            kind = "table" if where == "table" else "number"
+            told = f"no {kind} {error}" if isinstance(error, KeyError) else error
             line = source[: found.start()].count("\n") + 1
             raise ValueError(f"{template}: line {line}, {found[0]}: {told}") from None
 
     return re.sub(r"\{([^{}\n]*)\}", fill, source)
+
+
+def number_text(number: Estimate | str, form: str) -> str:
+    """A number in its form; what is text already has none."""
+    return number if isinstance(number, str) else format(number, form)
 
 
 def sections(page: str) -> dict[str, str]:
