@@ -285,6 +285,16 @@ class Options:
 
     def check(self, structure: Structure) -> None:
         """Raises ValueError for options that contradict each other or the model's structure."""
+        known = {
+            "loss": LOSSES,
+            "batch_by": BATCHES,
+            "optimizer": OPTIMIZERS,
+            "schedule": SCHEDULES,
+        }
+        for name, choices in known.items():
+            if getattr(self, name) not in choices:
+                told = f"{name} is {getattr(self, name)!r}"
+                raise ValueError(f"{told}: it is one of {', '.join(choices)}")
         by_user, pairwise = self.batch_by == "user", self.pairwise
         histories = structure.user_history or structure.item_history
         if len(self.weight_decay) not in (1, 3):
@@ -360,7 +370,6 @@ class Stack:
         lambdas = torch.tensor([*zip(lambda_f, lambda_r, strict=True)], device=self.device)
         methods = weighting or ["fixed"] * len(self.seeds)
         self.weighting = Weightings(methods, self.seeds, self.device, lambdas)
-        self.lambda_f, self.lambda_r = self.weighting.shared.unbind(1)  # of fixed weights: views
         self.samplers = []
         if self.options.pairwise:
             self.samplers = [
@@ -396,8 +405,8 @@ class Stack:
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """L_F and L_R of a batch, (R,) each: what trains, whatever computes its gradients.
 
-        The user bias a_i is the same in p⁺ and p⁻, and in all scores of a user: it cancels in
-        every factorization loss and is left out. The rating head runs on the positives alone.
+        The user bias a_i is the same in all scores of a user: scores over the catalogue go without
+        it, it would cancel in the softmax. The rating head runs on the positives alone.
         """
         if batch.place is not None:
             return self._losses_by_user(batch)
@@ -408,8 +417,9 @@ class Stack:
             ids = torch.cat([batch.items, batch.negatives], 1)  # one lookup a table
             rows = net.item_rows(ids).tensor_split(2, 1)
             biases = net.rows(net.item_bias, ids).squeeze(-1).tensor_split(2, 1)
+            user_bias = net.rows(net.user_bias, batch.users).squeeze(-1)  # of no effect on p⁺ − p⁻
             scores = [
-                (u_f * net.ranking_window(q)).sum(-1) + bias
+                (u_f * net.ranking_window(q)).sum(-1) + bias + user_bias
                 for q, bias in zip(rows, biases, strict=True)
             ]
             factorization, q = loss(*scores), rows[0]
@@ -512,21 +522,37 @@ class Stack:
 
         gradients.py steps where it is proved equal to `losses` here and now, else autograd does.
         """
+        self._check_scores()
         if self.written_out is None:
             self.written_out = gradients.proved(self)
         if self.written_out and self.device.type == "cuda" and self.options.schedule == "constant":
             self.captured = self.captured or gradients.CapturedStep(self)
         if self.compiled and not self.captured:
+            state = {name: x.clone() for name, x in self.weighting.state_dict().items()}
             for batch in {batch.items.shape: batch for batch in self.batches(0)}.values():
                 self.fill_gradients(batch)
+            self.weighting.load_state_dict(state)
+
+    @torch.no_grad()
+    def _check_scores(self) -> None:
+        """Raise ValueError unless a pair has the score that it has in the catalogue."""
+        net, runs = self.net, len(self.seeds)
+        items = torch.arange(min(net.n_items, 64), device=self.device)
+        pairs, _ = net(items.new_zeros(runs, len(items)), items.expand(runs, -1))
+        catalogue = net.catalogue_scores(items[:1])[:, 0, : len(items)]
+        if not torch.allclose(pairs, catalogue, rtol=1e-3, atol=1e-3 * pairs.abs().max().item()):
+            raise ValueError(
+                "MultiTaskNet: forward and catalogue_scores give a pair other scores: change both"
+            )
 
     def run_epoch(self, epoch: int) -> dict[str, Tensor]:
         """Train each run once on all its interactions; what there is to log, (R,) each, on the CPU.
 
         Losses are means over the epoch's interactions, of the parameters as they stood at each
         step, the joint loss by each step's weights. Nothing waits for the device before the end of
-        the epoch. Where weights move, their means are told, and ρ (see norm_ratios); with
-        ``log_gradients`` the first batch's gradients are measured as well.
+        the epoch. Where weights move, their means are told as well. Norm ratios, and with
+        ``log_gradients`` cosines, are of the first batch; of all steps in the geometric mean where
+        the stack takes the tasks' gradients apart.
         """
         if self.written_out is None:
             self.prepare()
@@ -539,7 +565,8 @@ class Stack:
                 if self.options.log_gradients or (weighting.moves and not weighting.apart):
                     self._draw_from("measured dropout", epoch)
                     measured, gram = self.measure_gradients(batch)
-                    kept.append((gram, weighting.shared))
+                    if not weighting.apart:  # else each step keeps its own
+                        kept.append((gram, weighting.shared))
                 self._draw_from("dropout", epoch)
             if self.options.schedule == "cosine":
                 done = (epoch + k / self.steps) / self.options.epochs

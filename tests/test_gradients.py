@@ -118,3 +118,12 @@ def test_log_gradients_measures_the_edited_losses(command, one_run, monkeypatch)
     command(PLAIN)
     plain, ours = (column(run, "users_norm_ratio") for run in (one_run, "run"))
     assert ours[0] == pytest.approx(3 * plain[0], rel=1e-5)
+
+
+def test_a_score_edited_for_pairs_alone_is_refused():
+    class Cosine(MultiTaskNet):
+        def interaction(self, u, q):
+            return F.cosine_similarity(self.ranking_window(u), self.ranking_window(q), dim=-1)
+
+    with pytest.raises(ValueError, match="give a pair other scores"):
+        make_stack(1, net=Cosine).run_epoch(0)

@@ -148,7 +148,10 @@ def test_twenty_steps_are_those_of_the_formulas_by_torchs_adam(shared_dims, loss
                     x = (x.relu() if layer == "output" else x) @ weight + c
                 each = 1 - margin.sigmoid() if loss == "sigmoid" else (1 + (-margin).exp()).log()
                 error = (x[:, 0] - ratings[r]).square()
-                (stack.lambda_f[r] * each.mean() + stack.lambda_r[r] * error.mean()).backward()
+                (
+                    stack.weighting.shared[r, 0] * each.mean()
+                    + stack.weighting.shared[r, 1] * error.mean()
+                ).backward()
             adam.step()
         stack.run_epoch(epoch)
     for name, parameter in stack.net.named_parameters():
