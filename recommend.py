@@ -70,11 +70,13 @@ def fit_user(net: MultiTaskNet, items: Tensor, ratings: Tensor, config: dict) ->
 
         λ_F · L_F + λ_R · L_R + (1 / k) Σ_d w_d z_d²
 
-    with the losses of the run's training but for dropout; a pairwise loss is over all negatives.
+    with the losses of the run's training but for dropout (a pairwise loss is over all negatives),
+    and its λ, or 0.5 each where a weighting without λ trained it.
     The last term is a Gaussian prior, w_d = 0.01 λ_F plus λ_R where rating sees x_d: without it a
-    handful of ratings is met by a row unlike any other. Nothing is drawn.
+    handful of ratings is met by a row unlike any other. Nothing is drawn at random.
     """
-    loss, lambda_f, lambda_r = LOSSES[config["loss"]], config["lambda_f"], config["lambda_r"]
+    loss, weights = LOSSES[config["loss"]], [config.get(name) for name in ("lambda_f", "lambda_r")]
+    lambda_f, lambda_r = [0.5, 0.5] if None in weights else weights
     tables, members = user_tables(net), len(net.users)
     mean = {name: table.mean(1, keepdim=True) for name, table in tables.items()}
     spread = {name: table.std(1, keepdim=True, correction=0) for name, table in tables.items()}
