@@ -21,6 +21,7 @@ from typing import Annotated
 from data import DATASETS
 from models import Structure
 from multitask import Options
+from weighting import METHODS, parse
 
 COUNT, WEIGHT, SEED = (1, 2**31 - 1), (0.0, math.inf), (0, 2**32 - 1)
 
@@ -33,6 +34,7 @@ class Command:
     split: Annotated[str, "how the last 5%% are set apart", ("random", "temporal")] = "random"
     split_seed: Annotated[int | None, "seed of the random split, if not the run's", SEED] = None
     validation: Annotated[float, "share of all held out of training", (0.0, 0.94)] = 0.0
+    weighting: Annotated[tuple[str, ...], "fixed (λ), or a method of weighting.py"] = ("fixed",)
     lambda_f: Annotated[tuple[float, ...], "weights of the factorization loss", WEIGHT] = (0.99,)
     lambda_r: Annotated[tuple[float, ...], "weights of the MSE, paired with them", WEIGHT] = (0.01,)
     ensemble: Annotated[int, "members of a run, which predict their mean", COUNT] = 1
@@ -142,7 +144,7 @@ def add_options(parser: Parser, options: type, title: str) -> argparse._Argument
         several = typing.get_origin(kind) is tuple
         if several or typing.get_origin(kind) is types.UnionType:
             kind = typing.get_args(kind)[0]
-        shown = " ".join(map(plain, default)) if several else default
+        shown = " ".join(x if kind is str else plain(x) for x in default) if several else default
         named = {"help": told if default is None else f"{told} ({shown})"}
         named["default"] = list(default) if several else default
         named["metavar"] = LETTERS.get(field.name, {int: "N", float: "X"}.get(kind))
@@ -228,6 +230,17 @@ def resolve(argv: list[str], description: str = "") -> dict:
             f"--lambda-f has {len(args['lambda_f'])} values and --lambda-r "
             f"{len(args['lambda_r'])}: they are paired, so it must be as many"
         )
+    methods = [parse(text) for text in args["weighting"]]
+    if len({str(method) for method in methods}) < len(methods):
+        raise ValueError("--weighting names a method twice: give it once")
+    if "fixed" not in args["weighting"]:
+        if pairs != [(0.99, 0.01)]:
+            raise ValueError("--lambda-f and --lambda-r weigh --weighting fixed alone: add it")
+        args["lambda_f"] = args["lambda_r"] = []
+    if args["optimizer"] == "sgd" and any(METHODS[name].per_task_moments for name, _ in methods):
+        raise ValueError("--weighting adatask keeps moments per task, and --optimizer sgd has none")
+    if args["compile"] and not all(METHODS[name].weights_own for name, _ in methods):
+        raise ValueError("--compile takes the losses together: no weighting by gradients")
     if (0, 0) in pairs:
         raise ValueError("--lambda-f 0 with --lambda-r 0 leaves no loss: one must be above 0")
     if len(set(pairs)) < len(pairs):
@@ -253,7 +266,7 @@ def plain(value: float) -> str:
 
 def short_name(parts: Iterable[str], longest: int = 60) -> str:
     """The parts joined to a folder name; what is cut off a long one is told apart by a digest."""
-    name = "_".join(parts).replace("/", "-")
+    name = "_".join(parts).translate(str.maketrans("/:=,", "----"))
     if len(name) > longest:
         name = f"{name[: longest - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     return name
@@ -267,10 +280,12 @@ def default_name(args: dict) -> str:
     seeds = args["seeds"]
     run = len(seeds) > 1 and seeds == list(range(seeds[0], seeds[-1] + 1))
     parts = [] if args["data"] == "ml-100k" else [Path(args["data"]).stem]
-    parts += [sharing, "-".join(f"f{plain(f)}-r{plain(r)}" for f, r in pairs)]
+    weights = [f"f{plain(f)}-r{plain(r)}" for f, r in pairs]
+    weights += [method for method in args["weighting"] if method != "fixed"]
+    parts += [sharing, "-".join(weights)]
     parts.append(f"seed{seeds[0]}-{seeds[-1]}" if run else f"seed{','.join(map(str, seeds))}")
     parser = build_parser()
-    told = ("data", "shared_dims", "lambda_f", "lambda_r", "seeds", "out", "overwrite")
+    told = "data shared_dims weighting lambda_f lambda_r seeds out overwrite".split()
     for key, value in args.items():
         default = parser.get_default(key)
         default = args["embedding_dim"] if key in ("ranking_dim", "rating_dim") else default

@@ -7,40 +7,26 @@
 Rows always keep the order of their source. Users and items are numbered contiguously from 0,
 in the order of their labels: numeric when all labels are integers, else lexical.
 
-MovieLens 100K is GroupLens' (Harper and Konstan, "The MovieLens Datasets: History and Context",
-ACM TiiS 5(4), 2015, https://doi.org/10.1145/2827872); its licence forbids redistribution, so it is
-fetched on first use and kept in `$MULTITASK_DATA`, by default the user's cache folder.
+A named data set is one entry of `DATASETS`; it is fetched on first use and kept in
+`$MULTITASK_DATA`, by default the user's cache folder.
 """
 
-import contextlib
-import csv
-import dataclasses
-import decimal
-import functools
 import hashlib
-import io
-import itertools
 import os
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pooch
-from pandas.api.types import union_categoricals
 
-
-def _wrong(found: str, right: str) -> ValueError:
-    return ValueError(f"{found}; {right} would be right")
-
+from ratings_file import cache_folder, one_line, read_table, say, short, wrong
 
 # ---------------------------------------------------------------- interactions and splits
 
@@ -87,29 +73,29 @@ class Interactions:
             dtype = "str" if values.dtype.kind == "U" else values.dtype.name
             if values.shape != (length,) or dtype not in dtypes.split(" or "):
                 found = f"Interactions: {field} is {values.dtype} {values.shape}"
-                raise _wrong(found, f"{dtypes} ({length},)")
+                raise wrong(found, f"{dtypes} ({length},)")
             view = values.view()
             view.setflags(write=False)
             object.__setattr__(self, field, view)
         if n == 0:
-            raise _wrong("Interactions: no rows", "at least one rating")
+            raise wrong("Interactions: no rows", "at least one rating")
         if (broken := np.flatnonzero(~np.isfinite(self.ratings))).size:
             found = f"Interactions: ratings[{broken[0]}] is {self.ratings[broken[0]]}"
-            raise _wrong(found, "finite numbers")
+            raise wrong(found, "finite numbers")
         for side in ("user", "item"):
             ids, labels = getattr(self, f"{side}_ids"), getattr(self, f"{side}_labels")
             found = f"Interactions: {side}_ids reach from {ids.min()} to {ids.max()}"
             if ids.min() < 0 or ids.max() >= len(labels):
-                raise _wrong(found, f"0 to {len(labels) - 1}, one for each label,")
+                raise wrong(found, f"0 to {len(labels) - 1}, one for each label,")
             if not (counts := np.bincount(ids, minlength=len(labels))).all():
-                raise _wrong(f"{found} without {np.argmin(counts)}", "contiguous ids")
+                raise wrong(f"{found} without {np.argmin(counts)}", "contiguous ids")
             if not (labels[1:] > labels[:-1]).all():
-                raise _wrong(f"Interactions: {side}_labels don't increase", "sorted, distinct ones")
+                raise wrong(f"Interactions: {side}_labels don't increase", "sorted, distinct ones")
         pairs = np.sort(self.user_ids * n_items + self.item_ids)
         if (twice := np.flatnonzero(pairs[1:] == pairs[:-1])).size:
             user, item = divmod(int(pairs[twice[0]]), n_items)
             found = f"Interactions: user id {user} and item id {item} meet in more than one row"
-            raise _wrong(found, "one rating a pair")
+            raise wrong(found, "one rating a pair")
 
     @property
     def n_users(self) -> int:
@@ -153,7 +139,7 @@ def random_split(
     Raises ValueError for a seed outside [0, 2^32), a fraction outside [0, 1), or an empty part.
     """
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
-        raise _wrong(f"seed is {seed!r}", "a whole number from 0 to 4294967295")
+        raise wrong(f"seed is {seed!r}", "a whole number from 0 to 4294967295")
     order = np.random.RandomState(seed).permutation(len(data))
     return _cut(order, test_fraction, validation_fraction)
 
@@ -167,7 +153,7 @@ def temporal_split(
     when the data has no timestamps.
     """
     if data.timestamps is None:
-        raise _wrong(f"{data.name} has no timestamps", "a 'timestamp' column or a random split")
+        raise wrong(f"{data.name} has no timestamps", "a 'timestamp' column or a random split")
     order = np.argsort(data.timestamps, kind="stable")
     return _cut(order, test_fraction, validation_fraction)
 
@@ -183,7 +169,7 @@ def validation_folds(split: Split, folds: int, seed: int = 0) -> list[Split]:
     if folds < 1 or folds * size >= len(split.train) or split.validation.size:
         found = f"{folds} folds of {size} rows, {len(split.train)} to train on"
         found += f", {len(split.validation)} to validate"
-        raise _wrong(found, "1 or more folds, fewer rows than the training part, no validation")
+        raise wrong(found, "1 or more folds, fewer rows than the training part, no validation")
     order = np.random.RandomState(seed).permutation(split.train)
     parts = order[: folds * size].reshape(folds, size)
     return [Split(split.train[~np.isin(split.train, part)], part, split.test) for part in parts]
@@ -193,12 +179,12 @@ def _cut(order: np.ndarray, test_fraction: float, validation_fraction: float) ->
     fractions = {"test_fraction": test_fraction, "validation_fraction": validation_fraction}
     for name, fraction in fractions.items():
         if not 0 <= fraction < 1:
-            raise _wrong(f"{name} is {fraction}", "at least 0 and below 1")
+            raise wrong(f"{name} is {fraction}", "at least 0 and below 1")
     n = len(order)
     n_test, n_validation = round(n * test_fraction), round(n * validation_fraction)
     n_train = n - n_test - n_validation
     if n_test < 1 or n_train < 1 or (validation_fraction > 0 and n_validation < 1):
-        raise _wrong(
+        raise wrong(
             f"test_fraction {test_fraction} and validation_fraction {validation_fraction} cut "
             f"{n} rows into {n_train} to train, {n_validation} to validate, {n_test} to test",
             "fractions that leave each part a row",
@@ -207,14 +193,15 @@ def _cut(order: np.ndarray, test_fraction: float, validation_fraction: float) ->
     return Split(*np.split(order, [n_train, n_train + n_validation]))
 
 
-# ---------------------------------------------------------------- reading a file
+# ---------------------------------------------------------------- load
 
 
 def load(source: str | Path) -> Interactions:
     """The ratings of a named data set (`DATASETS`) or of a CSV or TSV file with a header.
 
     A file has columns for user, item, rating and, if it likes, timestamp, under the names of
-    MovieLens, RecBole or the obvious ones (`COLUMNS`, in any case and order); others are ignored.
+    MovieLens, RecBole or the obvious ones (`ratings_file.COLUMNS`), in any case and order; others
+    are ignored.
     Text is UTF-8, fields are separated by tabs if the header has one, else by commas, and may be
     quoted. Ids are text, kept as they are; ratings finite decimals; timestamps whole numbers.
     Blank lines are skipped. Of a repeated (user, item) pair the last by time stays, or without
@@ -228,298 +215,17 @@ def load(source: str | Path) -> Interactions:
     path, names = Path(source), ", ".join(map(repr, DATASETS))
     shown = str(path) if str(path).isprintable() else repr(str(path))
     if not os.path.exists(path):
-        found = f"{_short(str(source))} is neither a known data set ({names}) nor a file"
-        raise _wrong(found, f"{names} or the path of a CSV or TSV file")
+        found = f"{short(str(source))} is neither a known data set ({names}) nor a file"
+        raise wrong(found, f"{names} or the path of a CSV or TSV file")
     if not path.is_file():
-        raise _wrong(f"{shown} is a folder or a device", "a CSV or TSV file")
+        raise wrong(f"{shown} is a folder or a device", "a CSV or TSV file")
     try:
         with path.open("rb") as file:
             content = file.read()
     except OSError as error:
-        raise _wrong(f"{shown} can't be read ({_one_line(error)})", "a readable file") from None
-    return _read_table(content, shown, path.name)
-
-
-def _say(message: str) -> None:
-    print(f"data: {message}", file=sys.stderr)
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 40 else text[:37] + "...")
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else text[:197] + "..."
-
-
-COLUMNS = {
-    "user": ("userid", "user_id", "user", "user_id:token"),
-    "item": ("movieid", "movie_id", "itemid", "item_id", "item", "item_id:token"),
-    "rating": ("rating", "rating:float"),
-    "timestamp": ("timestamp", "timestamp:float"),
-}
-LONGEST_LABEL = 256  # characters; label arrays are as wide as their longest label
-DECIMAL = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
-BLOCK = 2**26  # bytes that pandas reads at a time
-
-
-def _label(text: str) -> str:
-    if not 0 < len(text) <= LONGEST_LABEL:
-        found = f"{_short(text)} has {len(text)} characters"
-        raise _wrong(found, f"an id of 1 to {LONGEST_LABEL}")
-    return text
-
-
-@functools.lru_cache(2**16)  # a file has few distinct ratings
-def _rating(text: str) -> float:
-    if not DECIMAL.fullmatch(text):
-        raise _wrong(f"{_short(text)} is not a number", "a finite decimal like 3.5")
-    if abs(float(text)) >= 2.0**128 - 2.0**103:  # where float32 rounds to infinity
-        raise _wrong(f"{_short(text)} is too large", "a rating within float32")
-    return float(text)
-
-
-def _time(text: str) -> int:
-    if len(text) <= 18 and text.isascii() and text.isdigit():
-        return int(text)
-    if DECIMAL.fullmatch(text):
-        number = decimal.Decimal(text)  # exact, where float would round 2^53 + 1
-        if -(2**63) <= number < 2**63 and number == int(number):
-            return int(number)
-    raise _wrong(f"{_short(text)} is not a time", "a whole number of seconds within int64")
-
-
-CELLS = {"user": _label, "item": _label, "rating": _rating, "timestamp": _time}
-
-
-def _find_columns(header: list[str], where: str) -> dict[str, int]:
-    """Kind -> position of its column."""
-    kinds = {name: kind for kind, names in COLUMNS.items() for name in names}
-    positions: dict[str, int] = {}
-    for position, name in enumerate(header):
-        kind = kinds.get(name.lower(), name.lower())
-        if kind in positions:
-            both = f"{_short(header[positions[kind]])} and {_short(name)}"
-            raise _wrong(f"{where}: columns {both} mean the same", "one of them")
-        positions[kind] = position
-    for kind in ("user", "item", "rating"):
-        if kind not in positions:
-            listed = ", ".join(map(_short, header[:8])) + ", ..." * (len(header) > 8)
-            right = " or ".join(COLUMNS[kind])
-            if all(map(DECIMAL.fullmatch, header)):
-                right = f"a header above the rows, with {right},"
-            elif len(header) == 1 and (other := re.search("[;| ]|::", header[0])):
-                right = f"commas or tabs, not {other[0]!r}, between the columns"
-            raise _wrong(f"{where}: no {kind} column among {listed}", right)
-    return {kind: positions[kind] for kind in COLUMNS if kind in positions}
-
-
-def _read_table(content: bytes, shown: str, name: str) -> Interactions:
-    """Read a file's rows, or recall what an earlier reading of the same bytes gave."""
-    sha256 = hashlib.sha256(content).hexdigest()
-    columns = _recall(sha256) if len(content) >= KEPT_FROM else None
-    if columns is None:
-        columns = _parse(content, shown)
-        if len(content) >= KEPT_FROM:
-            _keep(sha256, columns)
-    columns = {"timestamps": None, **columns}
-    if dropped := int(columns.pop("dropped")):
-        by = "in the file" if columns["timestamps"] is None else "by time"
-        _say(f"{shown}: {dropped:,} repeated (user, item) rows dropped, the last {by} kept")
-    return Interactions(**columns, item_titles=None, name=name, sha256=sha256)
-
-
-def _parse(content: bytes, shown: str) -> dict[str, np.ndarray]:
-    """Fields of Interactions, timestamps only where there are some, and the rows `dropped`."""
-    start, end = re.match(rb"(?:\xef\xbb\xbf)?[\r\n]*([^\r\n]*)", content).span(1)
-    delimiter = "\t" if b"\t" in content[start:end] else ","
-    records = _records(content, delimiter, shown)
-    line, header = next(records, (0, []))
-    if not header:
-        raise _wrong(f"{shown} is empty", "a header and at least one row")
-    positions = _find_columns(header, f"{shown}, line {line}")
-    first = next(records, None)
-    if first is None:
-        raise _wrong(f"{shown} has a header but no rows", "at least one rating")
-    try:
-        blocks = list(_by_pandas(content, start, delimiter, len(header), positions))
-    except (ValueError, OverflowError):  # a bad cell, or more than pandas is trusted with here
-        records = itertools.chain([first], records)
-        blocks = list(_by_csv(records, header, positions, shown))
-    columns: dict[str, np.ndarray] = {}
-    for side in ("user", "item"):
-        ids = union_categoricals([block.pop(side) for block in blocks])
-        labels = ids.categories.to_numpy(dtype=str)
-        if all(map(_is_int64, ids.categories)):
-            labels = labels.astype(np.int64)
-        columns[f"{side}_labels"], ranks = np.unique(labels, return_inverse=True)
-        columns[f"{side}_ids"] = ranks[ids.codes]
-    columns["ratings"] = np.concatenate([block["rating"] for block in blocks], dtype=np.float32)
-    if "timestamp" in positions:
-        columns["timestamps"] = np.concatenate([block["timestamp"] for block in blocks])
-    del blocks
-    dropped = _superseded(columns)
-    for field in ("user_ids", "item_ids", "ratings", "timestamps"):
-        if dropped.size and field in columns:
-            columns[field] = np.delete(columns[field], dropped)
-    return dict(columns, dropped=np.int64(dropped.size))
-
-
-def _by_pandas(
-    content: bytes, start: int, delimiter: str, width: int, positions: dict[str, int]
-) -> Iterator[dict]:
-    """The columns of a plain file, block by block; ValueError if it isn't one or a cell is wrong.
-
-    Plain: no quotes or blanks, and every line has `width` fields. Pandas pads short rows, cuts long
-    ones and trims blanks in silence, so the separators are compared with what they should be.
-    """
-    odd = any(byte in content for byte in b'"\0 \t\v\f' if chr(byte) != delimiter)
-    if odd or content.count(b"\r") != content.count(b"\r\n"):
-        raise ValueError("not plain")
-    separators = (delimiter * (width - 1) + "\n").encode()
-    others = bytes(set(range(256)) - set(separators))
-    types = dict.fromkeys(set(range(width)) - {positions.get("timestamp")}, "category")
-    # Pandas takes a category's texts for numbers if all are ("007", "1.0"): a first line of words.
-    words = delimiter.join("no number" if k in types else "0" for k in range(width)) + "\n"
-    start, stop = content.index(b"\n", start) + 1, len(content)
-    while content[stop - 1] in b"\r\n":
-        stop -= 1
-    while start < stop:
-        end = content.rfind(b"\n", start, min(start + BLOCK, stop)) + 1 or stop
-        block = content[start:end].rstrip(b"\r\n") + b"\n"
-        start = end
-        found = block.translate(None, delete=others)
-        if found != separators * found.count(b"\n"):
-            raise ValueError("not plain")
-        lines = io.BytesIO(words.encode() + block)
-        options = {"na_filter": False, "low_memory": False, "skip_blank_lines": False}
-        table = pd.read_csv(lines, sep=delimiter, header=None, dtype=types, **options).iloc[1:]
-        columns = {kind: table[position].values for kind, position in positions.items()}
-        for side in ("user", "item"):
-            columns[side] = columns[side].remove_categories(["no number"])
-            list(map(_label, columns[side].categories))
-        ratings = columns["rating"].remove_categories(["no number"])
-        columns["rating"] = np.array(list(map(_rating, ratings.categories)))[ratings.codes]
-        if columns.get("timestamp", np.empty(0, np.int64)).dtype != np.int64:
-            raise ValueError("not all whole numbers")
-        yield columns
-
-
-def _by_csv(
-    records: Iterator[tuple[int, list[str]]],
-    header: list[str],
-    positions: dict[str, int],
-    shown: str,
-) -> Iterator[dict]:
-    """The columns of any file, block by block; the first bad cell is told with its place."""
-    while True:
-        columns: dict = {kind: [] for kind in positions}
-        todo = [(p, header[p], CELLS[kind], columns[kind].append) for kind, p in positions.items()]
-        for line, row in itertools.islice(records, 2**18):
-            for position, name, parse, append in todo:
-                try:
-                    append(parse(row[position]))
-                except ValueError as problem:
-                    where = f"{shown}, line {line}, column {name!r}"
-                    raise ValueError(f"{where}: {problem}") from None
-        if not columns["user"]:
-            return
-        for side in ("user", "item"):
-            columns[side] = pd.Categorical(columns[side])
-        yield columns
-
-
-def _records(content: bytes, delimiter: str, shown: str) -> Iterator[tuple[int, list[str]]]:
-    """The header and the rows, each with the line where it begins, as Python's csv reads them."""
-    file = io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", "surrogateescape", newline="")
-
-    def lines() -> Iterator[str]:
-        for number, line in enumerate(file, 1):
-            if "\0" in line or (not line.isascii() and re.search("[\udc80-\udcff]", line)):
-                raise _wrong(f"{shown}, line {number}: bytes that are no text", "UTF-8 text")
-            yield line
-
-    reader = csv.reader(lines(), delimiter=delimiter, strict=True)
-    start, width = 1, 0
-    try:
-        for row in reader:
-            width = width or len(row)
-            if row and len(row) != width:
-                found = f"{shown}, line {start}: {len(row)} fields, not {width}"
-                raise _wrong(found, "one for each column of the header")
-            if row:
-                yield start, row
-            start = reader.line_num + 1
-    except csv.Error as error:
-        found = f"{shown}, line {start}: {_one_line(error)}"
-        raise _wrong(found, "short fields with closed quotes") from None
-
-
-def _is_int64(label: str) -> bool:
-    """Whether it is an integer written canonically: not "007", "+1", or in other digits."""
-    canonical = re.fullmatch("0|-?[1-9][0-9]{0,18}", label)
-    return canonical is not None and -(2**63) <= int(label) < 2**63
-
-
-def _superseded(columns: dict[str, np.ndarray]) -> np.ndarray:
-    """Increasing indices of the rows whose pair occurs later: in time, at equal times in order."""
-    pairs = columns["user_ids"] * len(columns["item_labels"]) + columns["item_ids"]
-    ordered = np.sort(pairs)
-    repeated = ordered[1:][ordered[1:] == ordered[:-1]]
-    if not repeated.size:
-        return repeated
-    rows = np.flatnonzero(pd.Series(pairs).isin(repeated))
-    times = columns["timestamps"][rows] if "timestamps" in columns else rows
-    rows = rows[np.lexsort((times, pairs[rows]))]  # stable: by pair, then time, then row
-    return np.sort(rows[:-1][pairs[rows[1:]] == pairs[rows[:-1]]])
-
-
-# ---------------------------------------------------------------- what is kept of large files
-
-KEPT_FROM = 2**24  # bytes of a file whose arrays are kept: a smaller one is read as fast
-KEPT_BYTES = 2**31  # of all that is kept; the longest unused goes first
-
-
-def _folder() -> Path:
-    """For downloads and arrays."""
-    return Path(os.environ.get("MULTITASK_DATA") or pooch.os_cache("multitasknet"))
-
-
-def _arrays_path(sha256: str) -> Path:
-    """An edited reader never meets another's arrays: its own hash is in the name."""
-    reader = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
-    return _folder() / f"rows-{sha256}-{reader[:16]}.npz"
-
-
-def _recall(sha256: str) -> dict[str, np.ndarray] | None:
-    try:
-        path = _arrays_path(sha256)
-        with np.load(path) as arrays:
-            columns = dict(arrays)  # each array's checksum is compared
-        os.utime(path)
-        return columns
-    except Exception:  # not there, or damaged in whatever way: the file itself is at hand
-        return None
-
-
-def _keep(sha256: str, columns: dict[str, np.ndarray]) -> None:
-    """Write the arrays, whole or not at all; a folder that can't be written is no error."""
-    room = KEPT_BYTES - sum(array.nbytes for array in columns.values())
-    if room < 0:
-        return
-    with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
-        path = _arrays_path(sha256)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for kept in sorted(path.parent.glob("rows-*"), key=os.path.getmtime, reverse=True):
-            room -= kept.stat().st_size
-            if room < 0:
-                kept.unlink()
-        file = tempfile.NamedTemporaryFile(prefix="rows-", dir=path.parent, delete=False)
-        stack.callback(Path(file.name).unlink, missing_ok=True)
-        with file:
-            np.savez(file, **columns)
-        os.replace(file.name, path)
+        raise wrong(f"{shown} can't be read ({one_line(error)})", "a readable file") from None
+    columns = read_table(content, shown)
+    return Interactions(**columns, item_titles=None, name=path.name)
 
 
 # ---------------------------------------------------------------- named data sets
@@ -627,7 +333,7 @@ def canonical_rows(data: Interactions) -> bytes:
 
 def _load_named(name: str) -> Interactions:
     """From the cache folder, else from each source in turn; pooch keeps only what has the hash."""
-    dataset, folder, failures = DATASETS[name], _folder(), []
+    dataset, folder, failures = DATASETS[name], cache_folder(), []
     pooch.get_logger().setLevel("ERROR")
     for source in sorted(dataset.sources, key=lambda s: not (folder / s.file_name).exists()):
         path = folder / source.file_name
@@ -643,9 +349,9 @@ def _load_named(name: str) -> Interactions:
             data = _read_archive(name, source, path)
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             damaged = f"{path} is damaged, " if here else ""
-            failures.append(f"{damaged}{source.label}: {_one_line(error)}")
+            failures.append(f"{damaged}{source.label}: {one_line(error)}")
         else:
-            _say(f"{name} served by {path}" + ("" if here else f"; {dataset.about}"))
+            say(f"{name} served by {path}" + ("" if here else f"; {dataset.about}"))
             return data
     raise FileNotFoundError(
         f"{name} can't be had ({'; '.join(failures)}); a network, or "
@@ -663,11 +369,11 @@ def _read_archive(name: str, source: Source, path: Path) -> Interactions:
             ratings, titles = archive.read(source.ratings), archive.read(source.titles)
     except (zipfile.BadZipFile, zlib.error, KeyError, RuntimeError, EOFError) as error:
         raise ValueError(f"{source.file_name} is no archive of {name} ({error})") from None
-    data = _read_table(source.header + ratings, source.ratings, name)
-    sha256 = hashlib.sha256(canonical_rows(data)).hexdigest()
-    expected = DATASETS[name].sha256
+    columns = read_table(source.header + ratings, source.ratings)
+    by_item = source.read_titles(titles)
+    columns["item_titles"] = np.array([by_item.get(str(k), "") for k in columns["item_labels"]])
+    data = Interactions(**columns, name=name)
+    sha256, expected = hashlib.sha256(canonical_rows(data)).hexdigest(), DATASETS[name].sha256
     if sha256 != expected:
         raise ValueError(f"other rows than {name}'s: SHA-256 {sha256}, expected {expected}")
-    by_item = source.read_titles(titles)
-    item_titles = np.array([by_item.get(str(label), "") for label in data.item_labels])
-    return dataclasses.replace(data, item_titles=item_titles, sha256=sha256)
+    return replace(data, sha256=sha256)

@@ -323,8 +323,9 @@ def fit_biases(
 def baselines(data: Interactions, split: Split, clip_ratings: bool = False) -> dict[str, float]:
     """What a run must beat on its test part: "popularity_mrr", "global_mean_mse", "biases_mse".
 
-    Fitted on the training part. As for a run, training and validation items rank last, and with
-    `clip_ratings` predictions are cut to the range of the training ratings.
+    And popularity's other ranking metrics, "popularity_ndcg_at_10" and the like. Fitted on the
+    training part. As for a run, training and validation items rank last, and with `clip_ratings`
+    predictions are cut to the range of the training ratings.
     """
     users, items, ratings = data.user_ids, data.item_ids, data.ratings
     train, test, seen = split.train, split.test, np.concatenate([split.train, split.validation])
@@ -335,8 +336,8 @@ def baselines(data: Interactions, split: Split, clip_ratings: bool = False) -> d
     mean, user_bias, item_bias = fit_biases(*columns, data.n_users, data.n_items)
     by_biases = mean + user_bias[users[test]] + item_bias[items[test]]
     clip = (ratings[train].min(), ratings[train].max()) if clip_ratings else None
-    return {
-        "popularity_mrr": ranking_metrics(ranks[0], users[test])["mrr"],
+    ranking = ranking_metrics(ranks[0], users[test])
+    return {f"popularity_{name}": value for name, value in ranking.items()} | {
         "global_mean_mse": mean_squared_error(np.full(len(test), mean), ratings[test], clip),
         "biases_mse": mean_squared_error(by_biases, ratings[test], clip),
     }

@@ -28,6 +28,7 @@ def covers(stack) -> bool:
         and options.batch_by == "interaction"
         and not (structure.user_history or structure.item_history or options.compile)
         and not (options.ranking_dropout or options.rating_dropout)
+        and not stack.weighting.split
     )
 
 
@@ -69,11 +70,13 @@ def proved(stack) -> bool:
 
 def differs(stack, batch) -> str | None:
     """The first loss or table whose values on a batch aren't autograd's, or None."""
-    found = []
+    found, weights = [], stack.weighting.state_dict()
+    before = {name: tensor.clone() for name, tensor in weights.items()}
     for stack.written_out in (False, True):
-        losses = stack.fill_gradients(batch)
+        losses, *_ = stack.fill_gradients(batch)
         gradients = stack.memory.views(stack.memory.grads.clone())
-        found.append([*losses, *(gradient.flatten(1) for gradient in gradients)])
+        found.append([*losses.T, *(gradient.flatten(1) for gradient in gradients)])
+        stack.weighting.load_state_dict(before)  # nor does a method move by it
     stack.written_out = None
     names = ["the factorization loss", "the regression loss"]
     names += [f"the gradient of {name}" for name, _ in stack.net.named_parameters()]
@@ -86,11 +89,11 @@ def differs(stack, batch) -> str | None:
 
 
 @torch.no_grad()
-def pairwise_step(stack, batch) -> tuple[Tensor, Tensor]:
-    """Add the gradients of λ_F·L_F + λ_R·L_R to every parameter's ``.grad``.
+def pairwise_step(stack, batch) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Add the gradients of the weighted losses to every parameter's ``.grad``.
 
     L_F is of the margin d = p⁺ − p⁻: 1 − σ(d), or −log σ(d); L_R of the MLP's ratings.
-    Returns L_F and L_R, (R,) each.
+    Returns what `Stack.fill_gradients` does.
     """
     net, users, items, negatives = stack.net, batch.users, batch.items, batch.negatives
     layer, output = net.rating_head.hidden, net.rating_head.output
@@ -114,7 +117,6 @@ def pairwise_step(stack, batch) -> tuple[Tensor, Tensor]:
     else:
         factorization = -F.logsigmoid(margin).mean(1)
         slope = ordered - 1
-    slope = slope * (stack.lambda_f / size)[:, None]  # ∂L/∂d, (R, B)
 
     # Rating: X = [u, q, u∘q], h = relu(X W₁ + c₁), r̂ = h W₂ + c₂.
     u_r, q_r = u[..., -d_r:], positive[..., -d_r:]
@@ -126,8 +128,13 @@ def pairwise_step(stack, batch) -> tuple[Tensor, Tensor]:
     if net.structure.rating_biases:
         predicted += net.bias_sum(net.rating_bias_tables(), users, items) + net.mean_rating
     error = predicted - batch.ratings
-    regression = error.square().mean(1)
-    error = error * (2 / size * stack.lambda_r)[:, None]  # ∂L/∂r̂, (R, B)
+    losses = torch.stack([factorization, error.square().mean(1)], 1)
+
+    # One weight a task, now; or where the tasks are kept apart, both at the end.
+    (shared, own), apart = stack.weighting.by_losses(losses), stack.weighting.apart
+    weights = torch.ones_like(shared) if apart else shared
+    slope = slope * (weights[:, :1] / size)  # ∂L/∂d, (R, B)
+    error = error * (weights[:, 1:] * (2 / size))  # ∂L/∂r̂, (R, B)
 
     to_hidden = error[..., None] * output.weight.transpose(1, 2)
     to_hidden = torch.ops.aten.threshold_backward(to_hidden, hidden, 0)
@@ -138,29 +145,50 @@ def pairwise_step(stack, batch) -> tuple[Tensor, Tensor]:
     to_features = torch.bmm(to_hidden, layer.weight.transpose(1, 2))
     to_u, to_q, to_product = to_features.split(d_r, -1)
 
-    # Rows: the rating window first, then the ranking window, added to it in the common columns.
-    own = net.width - d_r  # ranking's own columns come first
-    slopes = slope[..., None]
+    # Rows: the rating window first; the ranking window is added to it in the common columns, or
+    # where the tasks are kept apart, added to tables of ranking's own.
+    own_dims = net.width - d_r  # ranking's own columns come first
     to_users, to_items = torch.empty_like(u), torch.empty_like(q)
     to_positive, to_negative = to_items[:, :size], to_items[:, size:]
-    for to_rows, to_window, other, ranked in (
+    slopes, added = slope[..., None], own_dims if apart else d_f
+    for to_rows, to_window, other, factor in (
         (to_users, to_u, q_r, difference),
         (to_positive, to_q, u_r, u_f),
     ):
-        torch.addcmul(to_window, to_product, other, out=to_rows[..., own:])
-        torch.mul(slopes, ranked[..., :own], out=to_rows[..., :own])
-        to_rows[..., own:d_f].addcmul_(slopes, ranked[..., own:])
-    torch.mul(-slopes, u_f, out=to_negative[..., :d_f])
-    to_negative[..., d_f:] = 0
-    net.users.grad.flatten(0, 1).index_add_(0, user_ids, to_users.flatten(0, 1))
-    net.items.grad.flatten(0, 1).index_add_(0, item_ids, to_items.flatten(0, 1))
-    net.item_bias.grad.flatten().index_add_(0, item_ids, torch.cat([slope, -slope], 1).flatten())
+        torch.addcmul(to_window, to_product, other, out=to_rows[..., own_dims:])
+        torch.mul(slopes, factor[..., :own_dims], out=to_rows[..., :own_dims])
+        to_rows[..., own_dims:added].addcmul_(slopes, factor[..., own_dims:added])
+    torch.mul(-slopes, u_f[..., :added], out=to_negative[..., :added])
+    if added < net.width:
+        to_negative[..., added:] = 0
+    to_item_bias = torch.cat([slope, -slope], 1)
+    add_rows(net.users.grad, user_ids, to_users)
+    add_rows(net.items.grad, item_ids, to_items)
+    add_rows(net.item_bias.grad, item_ids, to_item_bias)
     if net.structure.rating_biases:
         rated_ids = (items + net.run * net.n_items).flatten()
         user_bias, item_bias = net.rating_bias_tables()
-        user_bias.grad.flatten().index_add_(0, user_ids, error.flatten())
-        item_bias.grad.flatten().index_add_(0, rated_ids, error.flatten())
-    return factorization, regression
+        add_rows(user_bias.grad, user_ids, error)
+        add_rows(item_bias.grad, rated_ids, error)
+    gram = None
+    if apart:
+        ranking = [torch.zeros_like(part) for part in stack.memory.shared(stack.memory.grads)]
+        if ranking:
+            to_positive = slopes * u_f[..., own_dims:]
+            add_rows(ranking[0], user_ids, slopes * difference[..., own_dims:])
+            add_rows(ranking[1], item_ids, torch.cat([to_positive, -to_positive], 1))
+        if len(ranking) > 2:  # the biases too: of ranking's gradients the items' alone isn't zero
+            add_rows(net.item_bias.grad, item_ids, -to_item_bias)
+            add_rows(ranking[3], item_ids, to_item_bias)
+        gram = stack.memory.gram_of(ranking, stack.memory.shared(stack.memory.grads))
+        shared = stack.weighting.by_gradients(shared, losses, gram)
+        stack.memory.weigh(ranking, shared, own)
+    return losses, shared, gram
+
+
+def add_rows(table: Tensor, ids: Tensor, rows: Tensor) -> None:
+    """Add to the rows of a stack's table, (R, n, C), of ids over the whole stack."""
+    table.view(-1, table.shape[-1]).index_add_(0, ids, rows.reshape(len(ids), -1))
 
 
 class CapturedStep:
@@ -172,7 +200,7 @@ class CapturedStep:
     def __init__(self, stack):
         self.stack, self.graph = stack, None
 
-    def __call__(self, batch) -> tuple[Tensor, Tensor]:
+    def __call__(self, batch):
         if batch.size != self.stack.options.batch_size:
             return self.stack.step(batch)
         if self.graph is None:
@@ -184,7 +212,7 @@ class CapturedStep:
 
     def _capture(self, batch) -> None:
         self.inputs = type(batch)(*(part.clone() for part in batch[:4]))
-        state = [self.stack.memory.values, *self.stack.optimizer.state.values()]
+        state = [x for x in self.stack.state_dict().values() if isinstance(x, Tensor)]
         saved = [tensor.clone() for tensor in state]
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())

@@ -307,6 +307,17 @@ class MultiTaskNet(nn.Module):
         names = ("users", "items", "history_items", "history_users")
         return {name: getattr(self, name) for name in names if hasattr(self, name)}
 
+    def shared_columns(self) -> dict[str, slice]:
+        """Of the parameters that both tasks' gradients reach, the columns where they do.
+
+        The common columns of all tables, and where all is shared the rating head's biases.
+        """
+        own = self.ranking_dim - self.shared_dims
+        columns = dict.fromkeys(self.tables(), slice(own, self.ranking_dim))
+        if self.structure.rating_biases and self.structure.all_shared:
+            columns |= dict.fromkeys(("user_bias", "item_bias"), slice(None))
+        return columns if self.shared_dims else {}
+
     def observe(self, users: Tensor, items: Tensor, ratings: Tensor) -> None:
         """Take what the options need from the training interactions: (R, n) each."""
         if self.structure.rating_biases:

@@ -2,15 +2,17 @@
 
 Run r of a stack minimises, over its training interactions (i, j, r_ij),
 
-    L = λ_F · L_F(p_ij, p_ij') + λ_R · L_R(r̂_ij, r_ij)
+    L = w_F · L_F(p_ij, p_ij') + w_R · L_R(r̂_ij, r_ij)
 
 where L_F is a factorization loss on interaction scores (j' a sampled negative), L_R the mean
-squared error of predicted ratings, in squared rating units, and λ_F, λ_R its task weights.
-The runs share nothing: the sum of their losses has each run's own gradient in each run's own
-parameters, so one backward pass and one optimizer step serve them all.
+squared error of predicted ratings, in squared rating units, and the weights w are the fixed task
+weights λ_F and λ_R, or those of a method of weighting.py. The runs share nothing: the sum of their
+losses has each run's own gradient in each run's own parameters, so one backward pass and one
+optimizer step serve them all.
 
-A step is: batch → losses (`Stack.losses`) → times the weights, their gradients → optimizer. What
-`Stack.losses` and `MultiTaskNet` say is what trains.
+A step is: batch → losses (`Stack.losses`) → weights (`Weightings`) → gradients → optimizer. What
+`Stack.losses` and `MultiTaskNet` say is what trains. A gradient method weighs what the tasks share,
+`MultiTaskNet.shared_columns`; parameters of one task get that task's gradient.
 
 Shapes: R runs, B interactions of a batch, U users of a batch, n training interactions of a run.
 """
@@ -29,6 +31,7 @@ from torch.nn.utils.rnn import pad_sequence
 import gradients
 from models import MultiTaskNet, Structure, random_stream
 from optimizers import OPTIMIZERS, Flat, make_optimizer
+from weighting import Weightings
 
 BLOCK = 2**20  # training interactions gathered at a time: bounds an epoch's working memory
 
@@ -132,8 +135,8 @@ class Batch(NamedTuple):
 
     @property
     def size(self) -> int | Tensor:
-        """How many interactions of each run it holds: of all the same, or (R,)."""
-        return self.items.shape[1] if self.real is None else self.real.sum(1)
+        """How many interactions of each run it holds: of all the same, or (R, 1)."""
+        return self.items.shape[1] if self.real is None else self.real.sum(1, keepdim=True)
 
     @property
     def user_ids(self) -> Tensor:
@@ -237,6 +240,14 @@ def user_batches(stack: "Stack", epoch: int) -> Iterator[Batch]:
         yield Batch(users, *pair, place=place.clamp(min=0), real=place >= 0)
 
 
+class Step(NamedTuple):
+    """What a step leaves to log: all of before it, and on the device."""
+
+    losses: Tensor  # (R, 2), L_F and L_R
+    weights: Tensor  # (R, 2), of what the tasks share
+    gram: Tensor | None = None  # (R, 2, 2), of their gradients there, if they were taken apart
+
+
 BATCHES = {"interaction": interaction_batches, "user": user_batches}
 
 
@@ -298,6 +309,16 @@ class Options:
         return not isinstance(LOSSES[self.loss], OverCatalogue)
 
 
+def norm_ratios(gram: Tensor, weights: Tensor) -> Tensor:
+    """log(|g_F| / |g_R|), and log ρ of ρ = w_F·|g_F| / (w_R·|g_R|), of what is shared: (..., 2).
+
+    Of Gram matrices, (..., 2, 2), and weights, (..., 2), of which 0 counts as 1e-8.
+    """
+    norms = gram.diagonal(dim1=-2, dim2=-1).log() / 2
+    ratio, weights = -norms.diff(dim=-1), weights.clamp(min=1e-8).log()
+    return torch.cat([ratio, ratio - weights.diff(dim=-1)], -1)
+
+
 class Stack:
     """R runs in training: their network, optimizer, data, task weights and random streams.
 
@@ -306,13 +327,15 @@ class Stack:
         users, items, ratings: (N,) all interactions, ids contiguous from 0, ratings in their unit.
         train: (R, n) the rows of these that each run trains on.
         seeds: (R,) keys of the random streams: the same seed draws the same order and negatives.
-        lambda_f, lambda_r: (R,) task weights λ_F and λ_R.
+        lambda_f, lambda_r: (R,) task weights λ_F and λ_R, of the runs whose weighting is fixed.
+        weighting: (R,) each run's method, as weighting.parse takes it. None: fixed.
         options: the fields of Options.
 
-    Raises ValueError as Options.check does.
+    Raises ValueError as Options.check and weighting.parse do.
     """
 
     MEASURED = tuple(f"{side}_{what}" for side in TABLES for what in ("cosine", "norm_ratio"))
+    MEASURED += ("norm_ratio", "weighted_norm_ratio")
 
     def __init__(
         self,
@@ -324,6 +347,7 @@ class Stack:
         seeds: Sequence[int | str],
         lambda_f: Sequence[float],
         lambda_r: Sequence[float],
+        weighting: Sequence[str] | None = None,
         **options,
     ):
         self.options = Options(**options)
@@ -333,8 +357,10 @@ class Stack:
         self.items = torch.tensor(items, device=self.device)
         self.ratings = torch.tensor(ratings, device=self.device)
         self.train = torch.tensor(train)
-        self.lambda_f = torch.as_tensor(lambda_f, dtype=torch.float32, device=self.device)
-        self.lambda_r = torch.as_tensor(lambda_r, dtype=torch.float32, device=self.device)
+        lambdas = torch.tensor([*zip(lambda_f, lambda_r, strict=True)], device=self.device)
+        methods = weighting or ["fixed"] * len(self.seeds)
+        self.weighting = Weightings(methods, self.seeds, self.device, lambdas)
+        self.lambda_f, self.lambda_r = self.weighting.shared.unbind(1)  # of fixed weights: views
         self.samplers = []
         if self.options.pairwise:
             self.samplers = [
@@ -351,6 +377,8 @@ class Stack:
         self.optimizer = make_optimizer(
             options.optimizer, net, self.memory, options.lr, options.weight_decay
         )
+        if self.weighting.split:
+            self.optimizer.split_tasks()
         known = self.train.to(self.device)
         net.observe(self.users[known], self.items[known], self.ratings[known])
         self.compiled = None
@@ -450,21 +478,34 @@ class Stack:
 
     # ---- a step
 
-    def fill_gradients(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Fill the gradients of λ_F·L_F + λ_R·L_R on a batch; L_F and L_R, (R,) each."""
-        self.memory.grads.zero_()
+    def fill_gradients(self, batch: Batch) -> Step:
+        """Fill the gradients of the weighted losses on a batch."""
+        self.memory.clear()
         if self.written_out:
-            return gradients.pairwise_step(self, batch)
-        losses = (self.compiled or self.losses)(batch)
-        weights = self.lambda_f, self.lambda_r
-        sum(weight.dot(loss) for weight, loss in zip(weights, losses, strict=True)).backward()
-        return tuple(loss.detach() for loss in losses)
+            return Step(*gradients.pairwise_step(self, batch))
+        losses = torch.stack((self.compiled or self.losses)(batch), 1)
+        values = losses.detach()
+        (shared, own), gram = self.weighting.by_losses(values), None
+        if self.weighting.apart:
+            tasks = [self.memory.gradients(loss.sum()) for loss in losses.unbind(1)]
+            gram = self.memory.gram(*tasks)
+            shared = self.weighting.by_gradients(shared, values, gram)
+            self.memory.combine(*tasks, shared, own, self.weighting.per_task_moments)
+        else:
+            (shared * losses).sum().backward()
+        return Step(values, shared, gram)
 
-    def step(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """One optimizer step on a batch; L_F and L_R before it, (R,) each."""
-        losses = self.fill_gradients(batch)
+    def step(self, batch: Batch) -> Step:
+        """One optimizer step on a batch."""
+        states = [stream.get_state() for stream in self.streams if self.weighting.needs_after]
+        made = self.fill_gradients(batch)
         self.optimizer.step()
-        return losses
+        if self.weighting.needs_after:  # the same batch again, dropped out alike
+            for stream, state in zip(self.streams, states, strict=True):
+                stream.set_state(state)
+            with torch.no_grad():
+                self.weighting.after(torch.stack(self.losses(batch), 1))
+        return made
 
     def prepare(self) -> None:
         """Settle what computes the gradients, and compile; no step is made.
@@ -480,59 +521,72 @@ class Stack:
                 self.fill_gradients(batch)
 
     def run_epoch(self, epoch: int) -> dict[str, Tensor]:
-        """Train each run once on all its interactions; its losses, (R,) each, on the CPU.
+        """Train each run once on all its interactions; what there is to log, (R,) each, on the CPU.
 
         Losses are means over the epoch's interactions, of the parameters as they stood at each
-        step. Nothing waits for the device before the end of the epoch. With ``log_gradients`` the
-        first batch's gradients are measured as well.
+        step, the joint loss by each step's weights. Nothing waits for the device before the end of
+        the epoch. Where weights move, their means are told, and ρ (see norm_ratios); with
+        ``log_gradients`` the first batch's gradients are measured as well.
         """
         if self.written_out is None:
             self.prepare()
-        totals = torch.zeros(2, len(self.seeds), device=self.device)
-        measured = {}
+        weighting, measured, kept = self.weighting, {}, []  # Gram matrices and their weights
+        totals = torch.zeros(3, len(self.seeds), 2, device=self.device)
+        total, weighted, weights_total = totals.unbind(0)  # of L, w·L and w
+        weighting.epoch_start(epoch, self.steps)
         for k, batch in enumerate(self.batches(epoch)):
             if k == 0:
-                if self.options.log_gradients:
+                if self.options.log_gradients or (weighting.moves and not weighting.apart):
                     self._draw_from("measured dropout", epoch)
-                    measured = self.measure_gradients(batch)
+                    measured, gram = self.measure_gradients(batch)
+                    kept.append((gram, weighting.shared))
                 self._draw_from("dropout", epoch)
             if self.options.schedule == "cosine":
                 done = (epoch + k / self.steps) / self.options.epochs
                 self.optimizer.lr = self.options.lr * (1 + math.cos(math.pi * done)) / 2
-            losses = (self.captured or self.step)(batch)
-            for total, loss in zip(totals, losses, strict=True):
-                total.add_(loss * batch.size)
-        factorization, regression = totals / self.train.shape[1]
-        joint = self.lambda_f * factorization + self.lambda_r * regression
-        return {
-            "factorization_loss": factorization.cpu(),
-            "regression_loss": regression.cpu(),
-            "joint_loss": joint.cpu(),
-            **measured,
-        }
+            losses, weights, gram = (self.captured or self.step)(batch)
+            losses = losses * batch.size
+            total.add_(losses)
+            if weighting.moves:
+                weighted.addcmul_(weights, losses)
+                weights_total.add_(weights)
+            if gram is not None:
+                kept.append((gram.clone(), weights.clone()))  # a captured step's are its own
+        means = total / self.train.shape[1]
+        weighting.epoch_end(epoch, means)
+        joint = weighted / self.train.shape[1] if weighting.moves else weighting.shared * means
+        mean_weights = weights_total / self.steps
+        logged = {"factorization_loss": means[:, 0], "regression_loss": means[:, 1]}
+        logged["joint_loss"] = joint.sum(1)
+        if weighting.moves:
+            logged |= {"weight_f": mean_weights[:, 0], "weight_r": mean_weights[:, 1]}
+        if kept:
+            grams, pairs = (torch.stack(each) for each in zip(*kept, strict=True))
+            if weighting.moves and not weighting.apart:  # of the first batch
+                pairs = mean_weights
+            norms, weighted_norms = norm_ratios(grams, pairs).mean(0).exp().unbind(1)
+            logged |= {"norm_ratio": norms, "weighted_norm_ratio": weighted_norms}
+        return {name: values.cpu() for name, values in (logged | measured).items()}
 
     def _draw_from(self, purpose: str, epoch: int) -> None:
         self.streams = [random_stream(seed, purpose, epoch) for seed in self.seeds]
 
-    def measure_gradients(self, batch: Batch) -> dict[str, Tensor]:
+    def measure_gradients(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """How the two tasks pull at each embedding table: (R,) each, NaN where one doesn't pull.
 
         With g_F and g_R the gradients of L_F and L_R (not weighted) in a table: their cosine
         g_F·g_R / (|g_F| |g_R|), negative when the tasks conflict and 0 when nothing is shared, and
-        the ratio |g_F| / |g_R|. Source: Yu et al., Gradient Surgery, NeurIPS 2020.
+        the ratio |g_F| / |g_R|. Source: Yu et al., Gradient Surgery, NeurIPS 2020. Beside them the
+        Gram matrix of what the tasks share, (R, 2, 2).
         """
-        tables = {name: getattr(self.net, name) for name in TABLES}
-        by_task = [
-            torch.autograd.grad(loss.sum(), list(tables.values()), retain_graph=True)
-            for loss in self.losses(batch)
-        ]
-        measured = {}
-        for name, ranking, rating in zip(tables, *by_task, strict=True):
-            ranking, rating = ranking.flatten(1), rating.flatten(1)
+        tasks, measured = [self.memory.gradients(loss.sum()) for loss in self.losses(batch)], {}
+        views = [dict(zip(self.memory.names, self.memory.views(x), strict=True)) for x in tasks]
+        for name in TABLES:
+            ranking, rating = (view[name].flatten(1) for view in views)
             norms = ranking.norm(dim=1), rating.norm(dim=1)
-            measured[f"{name}_cosine"] = ((ranking * rating).sum(1) / (norms[0] * norms[1])).cpu()
-            measured[f"{name}_norm_ratio"] = (norms[0] / norms[1]).cpu()
-        return measured
+            measured[f"{name}_cosine"] = (ranking * rating).sum(1) / (norms[0] * norms[1])
+            measured[f"{name}_norm_ratio"] = norms[0] / norms[1]
+        return measured, self.memory.gram(*tasks)
 
     # ---- what is stored of it
 
@@ -551,6 +605,7 @@ class Stack:
             "written_out": self.written_out,
             "parameters": self.memory.values,
             **self.optimizer.state,
+            **self.weighting.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Tensor | bool | None]) -> None:

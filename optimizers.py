@@ -11,15 +11,27 @@ from torch import Tensor, nn
 
 
 class Flat:
-    """``values`` and ``grads``, (P,) each: what parameters and their gradients are views of."""
+    """``values`` and ``grads``, (P,) each: what parameters and their gradients are views of.
 
-    def __init__(self, module: nn.Module):
-        self.parameters = list(module.parameters())
+    Where the tasks' gradients are kept apart, a flat tensor holds each; w_F and w_R weigh the
+    columns that the tasks share (`MultiTaskNet.shared_columns`), o_F and o_R each task's own.
+    """
+
+    def __init__(self, net: nn.Module):
+        self.names, self.parameters = zip(*net.named_parameters(), strict=True)
         self.values = torch.cat([parameter.data.flatten() for parameter in self.parameters])
         self.grads = torch.zeros_like(self.values)
+        self.rating_grads: Tensor | None = None  # rating's part of them, for moments of its own
         views = self.views(self.values), self.views(self.grads)
         for parameter, value, slope in zip(self.parameters, *views, strict=True):
             parameter.data, parameter.grad = value, slope
+        self.columns, self.tables = net.shared_columns(), net.tables()
+        self.own = net.ranking_dim - net.shared_dims, net.rating_dim - net.shared_dims
+
+    def clear(self) -> None:
+        self.grads.zero_()
+        if self.rating_grads is not None:
+            self.rating_grads.zero_()
 
     def views(self, flat: Tensor) -> list[Tensor]:
         """The parts of a flat tensor, in the shapes of the parameters."""
@@ -27,31 +39,106 @@ class Flat:
         pairs = zip(parts, self.parameters, strict=True)
         return [part.view(parameter.shape) for part, parameter in pairs]
 
+    def shared(self, flat: Tensor) -> list[Tensor]:
+        """The parts of a flat tensor that the tasks share."""
+        views = dict(zip(self.names, self.views(flat), strict=True))
+        return [views[name][..., columns] for name, columns in self.columns.items()]
+
+    def gradients(self, loss: Tensor) -> Tensor:
+        """The gradient of a loss in all parameters, (P,); the graph is kept for the other task."""
+        parts = torch.autograd.grad(loss, self.parameters, retain_graph=True, allow_unused=True)
+        pairs = zip(parts, self.parameters, strict=True)
+        return torch.cat([(p.new_zeros(p.shape) if g is None else g).flatten() for g, p in pairs])
+
+    def gram(self, ranking: Tensor, rating: Tensor) -> Tensor:
+        """[[g_F·g_F, g_F·g_R], [g_F·g_R, g_R·g_R]] of what the tasks share: (R, 2, 2)."""
+        return self.gram_of(self.shared(ranking), self.shared(rating))
+
+    def gram_of(self, ranking: list[Tensor], rating: list[Tensor]) -> Tensor:
+        gram = self.values.new_zeros(len(self.parameters[0]), 2, 2)
+        for pair in zip(ranking, rating, strict=True):
+            f, r = (part.flatten(1)[:, None] for part in pair)  # (R, 1, n·K)
+            gram[:, :1, :1] += torch.bmm(f, f.transpose(1, 2))
+            gram[:, :1, 1:] += torch.bmm(f, r.transpose(1, 2))
+            gram[:, 1:, 1:] += torch.bmm(r, r.transpose(1, 2))
+        gram[:, 1, 0] = gram[:, 0, 1]
+        return gram
+
+    def weigh(self, ranking: list[Tensor], w: Tensor, o: Tensor) -> None:
+        """Weigh grads, which hold rating's part of what is shared, and ranking's part, into grads.
+
+        ``ranking`` as `shared` gives it; w and o are (R, 2).
+        """
+        w, o = w[..., None, None], o[..., None, None]
+        for rated, ranked in zip(self.shared(self.grads), ranking, strict=True):
+            rated.mul_(w[:, 1]).addcmul_(ranked, w[:, 0])
+        views = dict(zip(self.names, self.views(self.grads), strict=True))
+        for name, view in views.items():
+            if name in self.tables:
+                view[..., : self.own[0]].mul_(o[:, 0])
+                view[..., view.shape[-1] - self.own[1] :].mul_(o[:, 1])
+            elif name not in self.columns:
+                view.mul_(o[:, 0] if name in ("user_bias", "item_bias") else o[:, 1])
+
+    def combine(self, ranking: Tensor, rating: Tensor, w: Tensor, o: Tensor, split: Tensor) -> None:
+        """grads = o_F·g_F + o_R·g_R, and w_F·g_F + w_R·g_R where shared; w and o are (R, 2).
+
+        In the runs of ``split``, (R,) bools, rating's part goes to rating_grads instead.
+        """
+        parts = []
+        for task, flat in enumerate((ranking, rating)):
+            part = torch.empty_like(flat)
+            for weights, get in ((o, self.views), (w, self.shared)):
+                for gradient, weighted in zip(get(flat), get(part), strict=True):
+                    torch.mul(gradient, weights[:, task, None, None], out=weighted)
+            parts.append(part)
+        if self.rating_grads is not None:
+            for rated, whole in zip(
+                self.views(parts[1]), self.views(self.rating_grads), strict=True
+            ):
+                apart = split[:, None, None].to(rated.dtype)
+                torch.mul(rated, apart, out=whole)
+                rated.mul_(1 - apart)
+        torch.add(*parts, out=self.grads)
+
 
 class Adam:
     """Adam with decoupled weight decay, by the kernel of ``torch.optim.AdamW(fused=True)``.
 
     The kernel is called directly: the optimizer class around it takes twice the kernel's own time.
     Its state is three tensors. Source: Loshchilov and Hutter, ICLR 2019.
+
+    With `split_tasks` rating's gradients have moments of their own, and the two steps add up:
+    AdaTask, Yang et al., AAAI 2023. Of a parameter of one task only that task's moments move.
     """
 
     def __init__(self, memory: Flat, lr: float, weight_decay: float | Tensor):
-        self.values, self.grads = memory.values, memory.grads
+        self.memory, self.values = memory, memory.values
         self.lr, self.weight_decay = lr, weight_decay
         self.state = {name: torch.zeros_like(self.values) for name in ("mean", "square")}
         self.state["steps"] = torch.zeros((), device=self.values.device)
 
+    def split_tasks(self) -> None:
+        self.memory.rating_grads = torch.zeros_like(self.values)
+        for name in ("mean", "square", "steps"):
+            self.state[f"rating_{name}"] = torch.zeros_like(self.state[name])
+
     @torch.no_grad()
     def step(self) -> None:
-        mean, square, steps = self.state.values()
-        steps.add_(1)
         decay = self.weight_decay
         if isinstance(decay, Tensor):  # the kernel knows one for all
             self.values.addcmul_(self.values, decay, value=-self.lr)
             decay = 0.0
+        self._kernel(self.memory.grads, decay)
+        if self.memory.rating_grads is not None:
+            self._kernel(self.memory.rating_grads, 0.0, "rating_")
+
+    def _kernel(self, grads: Tensor, decay: float, moments: str = "") -> None:
+        mean, square, steps = (self.state[f"{moments}{x}"] for x in ("mean", "square", "steps"))
+        steps.add_(1)
         torch._fused_adamw_(
             [self.values],
-            [self.grads],
+            [grads],
             [mean],
             [square],
             [],
@@ -73,6 +160,9 @@ class SGD:
         self.values, self.grads = memory.values, memory.grads
         self.lr, self.weight_decay = lr, weight_decay
         self.state: dict[str, Tensor] = {}
+
+    def split_tasks(self) -> None:
+        raise ValueError("--weighting adatask keeps moments per task: sgd has none, take adam")
 
     @torch.no_grad()
     def step(self) -> None:

@@ -36,7 +36,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from arguments import pick, plain, resolve
+from arguments import pick, plain, resolve, short_name
 from data import Interactions, Split, load
 from evaluation import METRICS
 from models import MultiTaskNet, OneRun, Structure
@@ -49,6 +49,9 @@ TAGS = {  # columns of history.csv -> TensorBoard's names, the report's for its 
 CURVES = [name for name, metric in METRICS.items() if metric.tag]  # evaluated every epoch
 TAGS |= {name: METRICS[name].tag for name in CURVES}
 TAGS |= {f"val_{name}": METRICS[name].tag.replace("eval/", "validation/") for name in CURVES}
+TAGS |= {"weight_f": "weights/ranking", "weight_r": "weights/rating"}
+TAGS["norm_ratio"] = "gradients/norm of ranking over rating, of what is shared"
+TAGS["weighted_norm_ratio"] = "gradients/weighted norm of ranking over rating"
 for _table in ("users", "items"):
     TAGS[f"{_table}_cosine"] = f"gradients/{_table}, cosine of the tasks"
     TAGS[f"{_table}_norm_ratio"] = f"gradients/{_table}, norm of ranking over rating"
@@ -124,11 +127,18 @@ def clear(folder: Path) -> None:
 
 
 def plan_runs(args: dict) -> list[dict]:
-    """The runs of a command, in order: seed, task weights, name, and the folder of each."""
-    weights = list(zip(args["lambda_f"], args["lambda_r"], strict=True))
-    runs = [dict(seed=s, lambda_f=f, lambda_r=r) for f, r in weights for s in args["seeds"]]
+    """The runs of a command, in order: seed, weighting, its λ if fixed, name, and folder."""
+    runs = []
+    for method in args["weighting"]:
+        pairs = [(None, None)]
+        if method == "fixed":
+            pairs = zip(args["lambda_f"], args["lambda_r"], strict=True)
+        for f, r in pairs:
+            weights = method if f is None else f"f{plain(f)}-r{plain(r)}"
+            for seed in args["seeds"]:
+                run = {"name": short_name([weights, f"seed{seed}"]), "seed": seed}
+                runs.append(run | {"weighting": method, "lambda_f": f, "lambda_r": r})
     for run in runs:
-        run["name"] = f"f{plain(run['lambda_f'])}-r{plain(run['lambda_r'])}_seed{run['seed']}"
         run["folder"] = Path(args["out"]) / (run["name"] if len(runs) > 1 else "")
     return runs
 
@@ -163,7 +173,7 @@ def provenance() -> dict:
 
 def describe(args: dict, data: Interactions, run: dict) -> dict:
     """What config.json says of a run; ``run_id`` is a digest of all the rest."""
-    stacked = ("seeds", "lambda_f", "lambda_r", "out", "overwrite")
+    stacked = ("seeds", "weighting", "lambda_f", "lambda_r", "out", "overwrite")
     config = {
         **told(run),
         **{name: value for name, value in args.items() if name not in stacked},
@@ -179,7 +189,7 @@ def describe(args: dict, data: Interactions, run: dict) -> dict:
 
 def told(run: dict) -> dict:
     """What every result tells of its run."""
-    return {name: run[name] for name in ("name", "seed", "lambda_f", "lambda_r")}
+    return {name: run[name] for name in ("name", "seed", "weighting", "lambda_f", "lambda_r")}
 
 
 # ---- writing -------------------------------------------------------------------------------

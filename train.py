@@ -86,8 +86,9 @@ def make_stack(args: dict, data: Interactions, runs: list[dict], splits: list[Sp
         data.ratings,
         np.stack([split.train for split in splits for _ in members]),
         seeds=keys,
-        lambda_f=[run["lambda_f"] for run in runs for _ in members],
-        lambda_r=[run["lambda_r"] for run in runs for _ in members],
+        lambda_f=[run["lambda_f"] or 0.0 for run in runs for _ in members],
+        lambda_r=[run["lambda_r"] or 0.0 for run in runs for _ in members],
+        weighting=[run.get("weighting", "fixed") for run in runs for _ in members],
         **pick(Options, args),
     )
 
@@ -312,11 +313,13 @@ def closing_table(results: list[dict]) -> str:
     """Mean, standard deviation and 95% t-interval of the mean over the seeds of each setting."""
     from scipy.special import stdtrit  # late: a quantile is all that is needed of SciPy
 
+    settings: dict[str, list[dict]] = {}
+    for x in results:
+        label = f"{x['lambda_f']:>6g} {x['lambda_r']:>6g}" if x["weighting"] == "fixed" else None
+        settings.setdefault(label or x["weighting"], []).append(x)
     lines = [f"{'λ_F':>6} {'λ_R':>6} {'runs':>5}   {'MRR':<32} MSE"]
-    weights = dict.fromkeys((result["lambda_f"], result["lambda_r"]) for result in results)
-    for pair in weights:
-        own = [x for x in results if (x["lambda_f"], x["lambda_r"]) == pair and "mrr" in x]
-        cells = []
+    for label, own in settings.items():
+        own, cells = [x for x in own if "mrr" in x], []
         for name in ("mrr", "mse"):
             values = np.array([result[name] for result in own])
             if len(values) < 2:
@@ -325,7 +328,7 @@ def closing_table(results: list[dict]) -> str:
             mean, sd = values.mean(), values.std(ddof=1)
             half = stdtrit(len(values) - 1, 0.975) * sd / math.sqrt(len(values))
             cells.append(f"{mean:.4f} ± {sd:.4f} [{mean - half:.4f}, {mean + half:.4f}]")
-        lines.append(f"{pair[0]:>6g} {pair[1]:>6g} {len(own):>5}   {cells[0]:<32} {cells[1]}")
+        lines.append(f"{label:<13} {len(own):>5}   {cells[0]:<32} {cells[1]}")
     return "\n".join(lines)
 
 

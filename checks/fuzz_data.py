@@ -27,6 +27,7 @@ import numpy as np
 from tqdm import tqdm
 
 import data
+import ratings_file
 from arguments import Parser, number
 
 NAMES = {
@@ -168,7 +169,7 @@ def verdict(path: Path, content: bytes, block: int = 2**26) -> str:
         expected = expected_rows(content)
     except ValueError:
         expected = None
-    data.BLOCK, usual = block, data.BLOCK
+    ratings_file.BLOCK, usual = block, ratings_file.BLOCK
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             loaded = data.load(path)
@@ -178,7 +179,7 @@ def verdict(path: Path, content: bytes, block: int = 2**26) -> str:
             return "tracebacks"
         return "refused" if expected is None else "wrongly_refused"
     finally:
-        data.BLOCK = usual
+        ratings_file.BLOCK = usual
     if expected is None:
         return "wrongly_accepted"
     return "accepted" if loaded_rows(loaded) == expected else "silent_changes"

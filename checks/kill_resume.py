@@ -34,6 +34,7 @@ import train
 from arguments import Parser, number
 from checks.synthetic import synthetic
 from data import Interactions
+from weighting import METHODS
 
 
 def write_ratings(path: Path, data: Interactions) -> None:
@@ -63,7 +64,10 @@ def draw_command(rng: random.Random) -> list[str]:
         f"--seeds {rng.choice(['0', '3', '0-2'])} --ensemble {rng.choice('112')}",
         rng.choice(["", "--validation 0.1", "--validation 0.1 --select"]),
         rng.choice(["", "--eval-every 3", "--log-gradients"]),
+        rng.choice(["", f"--weighting {' '.join(rng.sample(sorted(METHODS), 2))}"]),
     ]
+    if "adatask" in parts[-1]:  # it is an Adam
+        parts[4] = "--optimizer adam"
     return " ".join(parts).split()
 
 

@@ -5,15 +5,14 @@ over validation parts inside split 0's training part, ours and the specialists';
 trains on the whole training part of each split, for the number of epochs chosen, and is tested
 once, after the last epoch. Predicted ratings are clipped to the range of the training ratings.
 
-The settings chosen stand in recipes/best.txt. An arm of the ablation is that recipe with one thing
-changed, and nothing tuned again.
+The settings chosen stand in recipes/best.txt, the searches in searches.toml. An arm of the
+ablation, in arms.toml, is that recipe with one thing changed, and nothing tuned again.
 """
 
 import shlex
+import tomllib
 from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
+from types import SimpleNamespace
 
 import evaluation
 from arguments import resolve
@@ -23,76 +22,26 @@ SEEDS = "0-4"  # of the splits and of the models on them
 METRICS = {name: evaluation.METRICS[name].better for name in ("mrr", "mse")}  # +1: up, −1: down
 TARGETS = {"mrr": 0.152, "mse": 0.765}
 SPECIALISTS = {"ease": "mrr", "fm-implicit": "mse"}  # the best at each task, to be ahead of
-TRIALS = 30  # of the sampler in the search for the recipe
-FOLDS = 4  # validation parts of a trial; and as many again of a finalist
-FINALISTS = 6
 MEMBERS = 4  # of the ensemble, recipes/ensemble.txt
-LABELS = {
-    "best": "one joint model",
-    "ensemble": f"ensemble of {MEMBERS}",
-    "ease": "EASE",
-    "als": "implicit ALS",
-    "warp": "LightFM WARP",
-    "cornac-bpr": "Cornac BPR",
-    "implicit-bpr": "implicit BPR",
-    "item-knn": "item kNN",
-    "fm-implicit": "myFM, implicit features",
-    "fm": "myFM, one-hot",
-    "cornac-mf": "Cornac MF",
-    "global-mean": "global mean",
-}
+
+
+def read_table(name: str) -> dict[str, SimpleNamespace]:
+    """The tables of a file beside this one, which says what they hold, with its [defaults]."""
+    tables = tomllib.loads(Path(__file__).with_name(name).read_text(encoding="utf-8"))
+    defaults = tables.pop("defaults")
+    return {key: SimpleNamespace(**defaults | told) for key, told in tables.items()}
+
+
+SEARCHES, ARMS = read_table("searches.toml"), read_table("arms.toml")
+PLANNED = [name for name, arm in ARMS.items() if not arm.on_record]
+TEMPORAL = ("best", "separate, each task as wide")  # trained on the temporal split too
 
 
 def label(name: str) -> str:
-    return LABELS.get(name, name)
-
-
-# ---- the ablation ----------------------------------------------------------------------------
-
-
-class Arm(NamedTuple):
-    """The recipe with one thing changed."""
-
-    changes: str = ""  # arguments after the recipe's; numbers in braces are those of `widths`
-    without: str = ""  # a flag of the recipe's that it goes without
-    against: str = "best"  # the arm that it is compared with, where that isn't the recipe
-    on_record: bool = False  # its option gave nothing and is gone: results hold its last figures
-
-
-NOTHING_LEFT_OUT = dict(without="--leave-one-out", against="nothing left out")
-BY_INTERACTION = "--batch-by interaction --batch-size 4096"
-ARMS = {
-    "best": Arm(),
-    "separate, each task as wide": Arm("--shared-dims 0"),
-    "separate, as many parameters": Arm(
-        "--shared-dims 0 --ranking-dim {ranking} --rating-dim {rating}"
-    ),
-    "all shared, as many parameters": Arm(
-        "--shared-dims {width} --ranking-dim {width} --rating-dim {width}"
-    ),
-    "ranking alone": Arm("--lambda-f 1 --lambda-r 0"),
-    "rating alone": Arm("--lambda-f 0 --lambda-r 1"),
-    "no user history": Arm(without="--user-history"),
-    "no item history": Arm(without="--item-history"),
-    "MLP for the dot product": Arm("--rating-head mlp", **NOTHING_LEFT_OUT),
-    "MLP beside the dot product": Arm(against="nothing left out", on_record=True),
-    "no biases and mean in the rating": Arm(without="--rating-biases"),
-    "nothing left out": Arm(without="--leave-one-out"),
-    "history dropout for leaving out": Arm(on_record=True),
-    "no ranking dropout": Arm("--ranking-dropout 0"),
-    "no rating dropout": Arm("--rating-dropout 0"),
-    "no weight decay": Arm("--weight-decay 0"),
-    "one weight decay": Arm("--weight-decay {decay} {decay} {decay}"),
-    "constant learning rate": Arm("--schedule constant"),
-    "averaged weights": Arm(on_record=True),
-    "batches of 4,096 interactions": Arm(BY_INTERACTION, **NOTHING_LEFT_OUT),
-    "BPR loss": Arm(
-        f"{BY_INTERACTION} --loss bpr", "--leave-one-out", "batches of 4,096 interactions"
-    ),
-    "ensemble": Arm(f"--ensemble {MEMBERS}"),
-}
-PLANNED = [name for name, arm in ARMS.items() if not arm.on_record]
-TEMPORAL = ("best", "separate, each task as wide")  # trained on the temporal split too
+    """What the documents call an arm or a specialist."""
+    if name == "ensemble":
+        return f"ensemble of {MEMBERS}"
+    return SEARCHES[name].label if name in SEARCHES else name
 
 
 def recipe(without: str = "") -> list[str]:
@@ -114,28 +63,3 @@ def widths() -> dict[str, int | str]:
 def arguments_of(name: str) -> list[str]:
     """What train.py is given for an arm, but for seeds and split."""
     return recipe(ARMS[name].without) + ARMS[name].changes.format(**widths()).split()
-
-
-# ---- the choice of the recipe ----------------------------------------------------------------
-
-
-def ranked_trials(lines: list[dict]) -> list[dict]:
-    """Trials of joint/tune.py by their margin, best first; finalists alone once there are.
-
-    A margin is the smaller of the means over the folds of log(MRR / EASE's) and of log(myFM's MSE /
-    MSE); the specialists' lines hold all the folds.
-    """
-    specialists = {line["arguments"]: line for line in lines if line["arguments"] in SPECIALISTS}
-    ease, fm = (np.log(specialists[name][metric]) for name, metric in SPECIALISTS.items())
-    trials: dict[str, list[dict]] = {}
-    for line in lines:
-        if line["arguments"] not in SPECIALISTS:
-            trials.setdefault(line["arguments"], []).append(line)
-    most, merged = max(map(len, trials.values())), []
-    for arguments, parts in trials.items():
-        if len(parts) == most:
-            mrr, mse = ([x for part in parts for x in part[name]] for name in METRICS)
-            ahead = np.log(mrr) - ease[: len(mrr)], fm[: len(mse)] - np.log(mse)
-            margin = min(float(each.mean()) for each in ahead)
-            merged.append({"arguments": arguments, "mrr": mrr, "mse": mse, "margin": margin})
-    return sorted(merged, key=lambda each: -each["margin"])

@@ -10,70 +10,54 @@ results/recipe.jsonl an arm at a time; stopped at any moment, the command goes o
 """
 
 import json
-import statistics
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from statistics import median
 
 import torch
 
-import train
 from arguments import Parser, number, resolve
 from data import load, random_split
 from joint import baselines
 from joint.design import PLANNED, SEEDS, SPECIALISTS, TEMPORAL, arguments_of, recipe
+from joint.tune import fit
 from study.records import Results, provenance
 from study.run import run_stacks
-
-ONCE = ["--eval-every", "1000000"]  # only after the last epoch: the test part is looked at once
 
 
 def plan() -> list[dict]:
     """The stack of every arm: its name, and the arguments it trains with."""
-    stacks = [stack(arm, "recipe") for arm in PLANNED]
-    return stacks + [stack(arm, "recipe temporal", "--split", "temporal") for arm in TEMPORAL]
-
-
-def stack(arm: str, experiment: str, *more: str) -> dict:
-    arguments = [*arguments_of(arm), *more, "--seeds", SEEDS, *ONCE]
-    args = resolve(arguments)
-    return {
-        "stack": f"{experiment} {arm}".replace(",", "").replace(" ", "_"),
-        "experiment": experiment,
-        "arm": arm,
-        "protocol": "report",
-        "runs": len(args["seeds"]),
-        "epochs": args["epochs"],
-        "arguments": arguments,
-    }
+    arms = [(arm, "recipe", []) for arm in PLANNED]
+    arms += [(arm, "recipe temporal", ["--split", "temporal"]) for arm in TEMPORAL]
+    stacks = []
+    for arm, experiment, more in arms:
+        # Only after the last epoch: the test part is looked at once.
+        arguments = [*arguments_of(arm), *more, "--seeds", SEEDS, "--eval-every", "1000000"]
+        args, name = resolve(arguments), f"{experiment} {arm}".replace(",", "").replace(" ", "_")
+        stack = {"stack": name, "experiment": experiment, "arm": arm, "protocol": "report"}
+        stack |= {"runs": len(args["seeds"]), "epochs": args["epochs"], "arguments": arguments}
+        stacks.append(stack)
+    return stacks
 
 
 def measure_cost(rounds: int = 3) -> dict:
     """Seconds of a fit on split 0: the recipe and both specialists in turn, one thread each."""
     torch.set_num_threads(1)
-    data = load("ml-100k")
-    split, args = random_split(data, 0), resolve(recipe())
-    run = dict(seed=0, lambda_f=args["lambda_f"][0], lambda_r=args["lambda_r"][0])
+    data, args = load("ml-100k"), resolve(recipe())
+    split = random_split(data, 0)
     known = baselines.training_part(data, split.train)
-
-    def joint():
-        stack = train.make_stack(args, data, [run], [split])
-        for epoch in range(args["epochs"]):
-            stack.run_epoch(epoch)
-
-    def specialist(name):
-        method = baselines.METHODS[name]
-        return lambda: method.fit(known, 0, **method.settings)
-
-    fits = {"joint": joint} | {name: specialist(name) for name in SPECIALISTS}
+    fits = {"joint": partial(fit, args, data, [0], [split])}
+    for name in SPECIALISTS:
+        fits[name] = partial(baselines.FITS[name], known, 0, **baselines.METHODS[name].settings)
     seconds = {name: [] for name in fits}
     for _ in range(rounds):
-        for name, fit in fits.items():
+        for name, run in fits.items():
             start = time.perf_counter()
-            fit()
+            run()
             seconds[name].append(time.perf_counter() - start)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    share = medians["joint"] / sum(medians[name] for name in SPECIALISTS)
+    share = median(seconds["joint"]) / sum(median(seconds[name]) for name in SPECIALISTS)
     record = {"experiment": "recipe cost", "stack": "cost", "seconds": seconds, "share": share}
     return record | provenance()
 
@@ -81,17 +65,13 @@ def measure_cost(rounds: int = 3) -> dict:
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m joint.recipe", description=__doc__)
     add = parser.add_argument
-    out = Path("results/recipe.jsonl")
-    add("--out", type=Path, default=out, help=f"file of the lines ({out})")
-    add("--only", nargs="+", metavar="ARM", help="these arms alone")
+    add("--out", type=Path, default=Path("results/recipe.jsonl"), help="file of the lines")
+    add("--only", nargs="+", metavar="ARM", choices=PLANNED, default=PLANNED, help="these alone")
     add("--workers", type=number(int, 1), default=2, help="worker processes, a thread each (2)")
     add("--dry-run", action="store_true", help="list the arms and stop")
     add("--cost", action="store_true", help="measure fit seconds; needs requirements-peers.txt")
     options = parser.parse_args(argv)
-    for name in options.only or ():
-        if name not in PLANNED:
-            parser.error(f"--only {name}: the arms are {'; '.join(PLANNED)}")
-    stacks = [each for each in plan() if not options.only or each["arm"] in options.only]
+    stacks = [each for each in plan() if each["arm"] in options.only]
     if options.dry_run:
         for each in stacks:
             print(f"{each['stack']:44} {' '.join(each['arguments'])}")
@@ -101,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         parser.error(str(error))
     if options.cost:
-        if reason := next(filter(None, map(baselines.missing, SPECIALISTS)), None):
+        if reason := baselines.missing(*SPECIALISTS):
             parser.error(reason)
         if "cost" in results.done:
             parser.error(f"{options.out} holds the cost: name another file by --out")
@@ -109,8 +89,8 @@ def main(argv: list[str] | None = None) -> int:
         results.append([record])
         print(json.dumps(record))
         return 0
-    runs = Path("runs") / options.out.stem
-    return 0 if run_stacks(stacks, results, runs, options.workers) else 1
+    fine = run_stacks(stacks, results, Path("runs") / options.out.stem, options.workers)
+    return 0 if fine else 1
 
 
 if __name__ == "__main__":

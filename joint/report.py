@@ -1,315 +1,241 @@
-"""One joint model against the specialists: the tables of RESULTS.md, and the README's.
+"""One joint model against the specialists: RESULTS.md, and the README's table of it.
 
-    python -m joint.report    # puts them into both documents
+    python -m joint.report
 
-Read are recipe.jsonl, tuning.jsonl, baselines.jsonl and baselines_tuning.jsonl in results/; what
-isn't there yet shows as "—" or as the command that computes it. Methods are compared in pairs of
-runs on the same split: the mean difference with its 95% interval by Student's t, without tests.
+RESULTS.md is joint/RESULTS.md.in with its placeholders filled in, as study/report.py does it, from
+recipe.jsonl, tuning.jsonl, baselines.jsonl and baselines_tuning.jsonl in results/. What isn't there
+yet shows as "—", and the command says what computes it.
+
+    {best.mrr}               0.1498    the mean over the splits; of the temporal {temporal.best.mrr}
+    {best.lead.mrr:t}        +0.0021 [−0.0038, +0.0081]    a difference, see Difference
+    {table: ranking}         a whole table, on a line of its own
 """
 
 import sys
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from statistics import fmean, median
 
 import numpy as np
 import pandas as pd
 
-from arguments import Parser
-from joint.design import ARMS, MEMBERS, METRICS, ROOT, SPECIALISTS, TARGETS, label, ranked_trials
+from arguments import Parser, pick
+from joint.design import ARMS, MEMBERS, METRICS, ROOT, SPECIALISTS, TARGETS, TEMPORAL, label
+from joint.tune import ranked_trials
+from models import MultiTaskNet, Structure
+from run_folder import write_whole
 from study.records import read, write_blocks
+from study.report import number_text, rendered
 from study.stats import Estimate, markdown_table, paired_difference, show, t_interval
 
-DOCUMENTS = ("RESULTS.md", "README.md")
-OURS = ("best", "ensemble")
-WIDE, NARROW = "separate, each task as wide", "separate, as many parameters"
+TEMPLATE = Path(__file__).with_name("RESULTS.md.in")
+OURS, SPLITS = ["best", "ensemble"], {"random": "", "temporal": "temporal."}
+DIGITS = {"mrr": 4, "mse": 4, "ndcg_at_10": 3, "recall_at_10": 3, "fit_seconds": 1}
 
 
-def results_text(results: Path) -> dict[str, str]:
-    """Every block of RESULTS.md, and the README's table of it, by name."""
-    recipe = read(results / "recipe.jsonl")
-    runs = Runs(recipe, read(results / "baselines.jsonl"))
-    searches = (read(results / f"{name}.jsonl") for name in ("tuning", "baselines_tuning"))
-    return {
-        "joint_ranking": methods(
-            runs, "mrr", {"NDCG@10": "ndcg_at_10", "Recall@10": "recall_at_10"}
-        ),
-        "joint_rating": methods(runs, "mse", {}),
-        "joint_verdict": verdict(runs),
-        "joint_ablation": ablation(runs),
-        "joint_references": against_the_recipe(runs),
-        "joint_sharing": sharing(runs),
-        "joint_cost": cost([line for line in recipe if "seconds" in line], runs),
-        "joint_search": search(*searches),
-        "joint_temporal": temporal(runs),
-        "readme_joint": short(runs),
+@dataclass(frozen=True)
+class Difference(Estimate):
+    """first − second of a metric, in pairs of runs on the same split.
+
+    f"{it:t}" is its mean with the 95% interval by Student's t, without a test. f"{it:lead}" and
+    f"{it:sharing}" are the words that the interval bears out, f"{it:won}" the splits won.
+    """
+
+    better: int = +1  # +1: a higher metric is better; −1: a lower
+
+    WORDS = {
+        "lead": ("ahead", "behind", "not settled"),
+        "sharing": ("helps", "hurts", "no difference seen"),
     }
 
-
-# ---- runs and numbers ------------------------------------------------------------------------
+    def __format__(self, spec: str) -> str:
+        if spec == "won":
+            return str((self.better * self.values > 0).sum())
+        if spec not in ("t", *self.WORDS):
+            return super().__format__(spec)
+        if not len(self.values):
+            return "—" if spec == "t" else "not computed yet"
+        bounds = t_interval(self.values)
+        if spec == "t":
+            return f"{self} [{', '.join(show(bound, self.digits, '+') for bound in bounds)}]"
+        low, high = sorted(self.better * bound for bound in bounds)
+        better, worse, neither = self.WORDS[spec]
+        return better if low > 0 else worse if high < 0 else neither
 
 
 class Runs:
-    """Runs of arms and specialists by split and name, each a frame indexed by seed.
+    """Runs of arms and specialists, a row each.
 
-    The metric of a task that has no weight in an arm is left out: nothing has trained it. Seconds
-    of the joint model are those of the cost's record: a stack's share of its own are no fit's.
+    The metrics of a task that has no weight in an arm are left out: nothing has trained it.
     """
 
-    numbers = (*METRICS, "ndcg_at_10", "recall_at_10", "seconds", "parameters")
-    columns = (*numbers, "commit")
-
-    def __init__(self, recipe: list[dict], specialists: list[dict]):
-        rows = []
-        costs = [line["seconds"] for line in recipe if "seconds" in line]
-        fit = {"best": median(costs[-1]["joint"])} if costs else {}
-        for line in recipe:
-            if "arm" in line:
-                row = line | {"name": line["arm"], "seconds": fit.get(line["arm"])}
-                if line["lambda_f"] and line["lambda_r"]:
-                    row["parameters"] = parameters(line)
-                if not line["lambda_f"]:
-                    row |= dict.fromkeys(("mrr", "ndcg_at_10", "recall_at_10"))
-                rows.append(row if line["lambda_r"] else row | {"mse": None})
-        for line in specialists:
-            rows.append(line | {"name": line["method"], "seconds": line["fit_seconds"]})
-        frame = pd.DataFrame(rows, columns=["split", "name", "seed", *self.columns])
-        frame = frame.astype(dict.fromkeys(self.numbers, float))
+    def __init__(self, results: Path):
+        self.recipe = read(results / "recipe.jsonl")
+        rows = [line | {"name": line["arm"]} for line in self.recipe if "arm" in line]
+        rows += [line | {"name": line["method"]} for line in read(results / "baselines.jsonl")]
+        columns = ["split", "name", "seed", "method", "lambda_f", "lambda_r", "commit", *DIGITS]
+        frame = pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(DIGITS, float))
+        frame.loc[frame.lambda_f == 0, ["mrr", "ndcg_at_10", "recall_at_10"]] = np.nan
+        frame.loc[frame.lambda_r == 0, "mse"] = np.nan
         if (twice := frame.duplicated(["split", "name", "seed"])).any():
             raise ValueError(f"results: two lines of {frame[twice].iloc[0, :3].to_dict()}")
-        groups = frame.set_index("seed").sort_index().groupby(["split", "name"])
-        self.by_name = dict(iter(groups))
-        self.ours = any("arm" in line for line in recipe)
-        self.specialists = list(dict.fromkeys(line["method"] for line in specialists))
+        self.frame = frame.set_index("seed").sort_index()
 
     def of(self, name: str, split: str = "random") -> pd.DataFrame:
-        return self.by_name.get((split, name), pd.DataFrame(columns=self.columns, dtype=float))
+        return self.frame[(self.frame.name == name) & (self.frame.split == split)]
+
+    def difference(self, first: str, second: str, metric: str, split: str = "random") -> Difference:
+        pair = self.of(first, split)[metric], self.of(second, split)[metric]
+        return Difference(paired_difference(*pair), DIGITS[metric], "+", METRICS[metric])
 
     def ranked(self, metric: str, split: str = "random") -> list[str]:
         """The specialists of a metric, the best first."""
-        means = {name: self.of(name, split)[metric].mean() for name in self.specialists}
-        names = [name for name in means if np.isfinite(means[name])]
-        return sorted(names, key=lambda name: -METRICS[metric] * means[name])
+        theirs = self.frame[self.frame.method.notna() & (self.frame.split == split)]
+        means = theirs.groupby("name")[metric].mean().dropna()
+        return list(means.sort_values(ascending=METRICS[metric] < 0).index)
 
 
 def parameters(line: dict) -> int:
     """How many numbers the model of a recipe's line holds, over all its members."""
-    users, items = line["n_users"], line["n_items"]
-    ranking, rating, common = (line[key] for key in ("ranking_dim", "rating_dim", "shared_dims"))
-    rows = users + items + line["user_history"] * items + line["item_history"] * users
-    own_biases = line["rating_biases"] and not ranking == rating == common
-    count = rows * (ranking + rating - common) + (users + items) * (1 + own_biases)
-    if line["rating_head"] != "dot":
-        count += (3 * rating + 1) * line["hidden"] + line["hidden"] + 1
-    if line["rating_head"] != "mlp":  # "both", of an arm on record, has both
-        count += 2 * rating
-    return count * line["ensemble"]
+    head, held = line["rating_head"], {}
+    for part in ["mlp", "dot"] if head == "both" else [head]:  # "both": of an arm on record
+        structure = pick(Structure, line | {"rating_head": part})
+        net = MultiTaskNet(line["n_users"], line["n_items"], **structure)
+        held |= {name: each.numel() for name, each in net.named_parameters()}
+    return sum(held.values()) * line["ensemble"]
 
 
-def level(values: pd.Series) -> str:
-    return f"{Estimate(values, 4):sd}"
+def run_numbers(runs: Runs) -> dict[str, Estimate | str]:
+    """The numbers of the runs by name, "—" while not computed.
 
-
-def difference(first: pd.Series, second: pd.Series) -> str:
-    """first − second, paired by split, with its interval."""
-    values = paired_difference(first, second)
-    if not len(values):
-        return "—"
-    low, high = (show(bound, 4, "+") for bound in t_interval(values))
-    return f"{show(values.mean(), 4, '+')} [{low}, {high}]"
-
-
-def judged(first: pd.Series, second: pd.Series, metric: str, words: tuple[str, str, str]) -> str:
-    """Which of three words the interval of first − second bears out: better, worse, neither."""
-    values = paired_difference(first, second) * METRICS[metric]
-    if not len(values):
-        return "not computed yet"
-    low, high = t_interval(values)
-    return words[0] if low > 0 else words[1] if high < 0 else words[2]
-
-
-def waiting(script: str = "recipe") -> str:
-    return f"(not computed yet: `python -m joint.{script}`)"
-
-
-def with_wait(text: str, runs: Runs) -> str:
-    return text if runs.ours else f"{text}\n\nOur own rows: {waiting()}"
-
-
-# ---- blocks ----------------------------------------------------------------------------------
-
-
-def methods(runs: Runs, metric: str, more: dict[str, str]) -> str:
-    """A table of one task: ours, then its specialists, the best first."""
-    rows, seeds = [], range(5)
-    for name in (*OURS, *runs.ranked(metric)):
-        frame = runs.of(name)
-        by_split = (show(value, 4) for value in frame[metric].reindex(seeds))
-        others = (show(frame[other].mean(), 3) for other in more.values())
-        mean, seconds = level(frame[metric]), show(frame.seconds.mean(), 1)
-        rows.append([label(name), mean, *by_split, *others, seconds])
-    splits = (f"split {seed}" for seed in seeds)
-    heads = ["method", metric.upper(), *splits, *more, "seconds a fit"]
-    return with_wait(markdown_table(heads, rows), runs)
-
-
-def verdict(runs: Runs) -> str:
-    """Ours against the best specialist of each task, and against the targets."""
-    if not (runs.ours and runs.specialists):
-        return waiting("baselines" if runs.ours else "recipe")
-    lines = []
-    for name in OURS:
-        for metric, target in TARGETS.items():
-            ours, best = runs.of(name)[metric], runs.ranked(metric)[0]
-            theirs = runs.of(best)[metric]
-            if not len(ours):
-                lines.append(f"- {label(name)}, {metric.upper()}: {waiting()}")
-                continue
-            won = (paired_difference(ours, theirs) * METRICS[metric] > 0).sum()
-            met = (ours.mean() - target) * METRICS[metric] >= 0
-            words = ("ahead", "behind", "not settled")
-            lines.append(
-                f"- {label(name)}, **{metric.upper()} {show(ours.mean(), 4)}**: "
-                f"{difference(ours, theirs)} against {label(best)} ({show(theirs.mean(), 4)}), "
-                f"better on {won} of {len(ours)} splits: "
-                f"{judged(ours, theirs, metric, words)}. "
-                f"The target, {'at least' if metric == 'mrr' else 'at most'} {target:g}, "
-                f"is {'met' if met else 'missed'} ({show(ours.mean() - target, 5, '+')})."
-            )
-    return "\n".join(lines)
-
-
-def ablation(runs: Runs) -> str:
-    """The arms, each against its reference; what can't be computed any more names its commit."""
-    if not runs.ours:
-        return waiting()
-    rows = []
-    for name, arm in ARMS.items():
-        frame, reference, notes = runs.of(name), runs.of(arm.against), []
-        if arm.against != "best":
-            notes.append(f"against “{arm.against}”")
-        if arm.on_record and len(frame):
-            notes.append(f"on record, commit {frame.commit.iloc[-1][:7]}")
-        cells = [label(name) + (f" ({'; '.join(notes)})" if notes else "")]
-        for metric in METRICS:
-            change = difference(frame[metric], reference[metric]) if name != "best" else ""
-            cells += [level(frame[metric]), change]
-        rows.append([*cells, show(frame.parameters.mean() / 1e6, 2)])
-    heads = ["arm", "MRR", "MRR, difference", "MSE", "MSE, difference", "million parameters"]
-    return markdown_table(heads, rows)
-
-
-def against_the_recipe(runs: Runs) -> str:
-    """The arms that the ablation compares with another, against the recipe as well."""
-    if not runs.ours:
-        return waiting()
-    told = []
-    for name, arm in ARMS.items():
-        if arm.against != "best":
-            pairs = [(runs.of(name)[metric], runs.of("best")[metric]) for metric in METRICS]
-            told.append(f"{name} {' and '.join(difference(*pair) for pair in pairs)}")
-    return f"Against the recipe itself, in MRR and MSE: {'; '.join(told)}."
-
-
-def sharing(runs: Runs) -> str:
-    """Does sharing help? The recipe minus its separate arms, and minus each task alone."""
-    if not len(runs.of("best")):
-        return waiting()
-    against = [
-        (f"The joint model minus “{WIDE}”", (WIDE, WIDE), "random"),
-        (f"The joint model minus “{NARROW}”", (NARROW, NARROW), "random"),
-        (
-            "The joint model minus each task trained alone",
-            ("ranking alone", "rating alone"),
-            "random",
-        ),
-        (f"The same on the temporal split, minus “{WIDE}”", (WIDE, WIDE), "temporal"),
-    ]
-    lines = []
-    for told, arms, split in against:
-        parts = []
-        for metric, arm in zip(METRICS, arms, strict=True):
-            pair = runs.of("best", split)[metric], runs.of(arm, split)[metric]
-            word = judged(*pair, metric, ("helps", "hurts", "no difference seen"))
-            parts.append(f"{metric.upper()} {difference(*pair)} ({word})")
-        lines.append(f"- {told}: {', '.join(parts)}.")
-    return "\n".join(lines)
-
-
-def cost(lines: list[dict], runs: Runs) -> str:
-    """The last measurement of joint/recipe.py --cost."""
-    if not lines:
-        return waiting("recipe --cost")
-    seconds = {name: median(values) for name, values in lines[-1]["seconds"].items()}
-    joint, others = seconds.pop("joint"), sum(seconds.values())
-    told = " and ".join(f"{label(name)} {show(value, 1)} s" for name, value in seconds.items())
-    size = show(runs.of("best").parameters.mean() / 1e6, 2)
-    return (
-        f"One fit of the joint model takes {show(joint, 1)} s, {told}: the joint model costs "
-        f"{show(joint / others, 2)} of the two together. It has {size} million parameters. "
-        f"The ensemble is {MEMBERS} such fits: {show(MEMBERS * joint / others, 2)}."
-    )
-
-
-def search(tuning: list[dict], specialists: list[dict]) -> str:
-    """What the searches spent, and what the chosen trial got on its validation parts."""
-    told = f"The joint model's search: {waiting('tune')}."
-    if SPECIALISTS.keys() <= {line["arguments"] for line in tuning}:
-        ours = [line for line in tuning if line["arguments"] not in SPECIALISTS]
-        hours = sum(line["cpu_seconds_a_fold"] * len(line["mrr"]) for line in ours) / 3600
-        finals = sum(line.get("first_fold", 0) > 0 for line in ours)
-        best = ranked_trials(tuning)[0]
-        others = [
-            f"{label(name)} {metric.upper()} {show(fmean(line[metric]), 4)}"
-            for line in tuning
-            if (metric := SPECIALISTS.get(name := line["arguments"]))
-        ]
-        told = (
-            f"The joint model's search: {len(ours) - finals} trials of {len(ours[0]['mrr'])} folds,"
-            f" and {finals} finalists on as many again: {show(hours, 1)} CPU hours of training. "
-            f"Over {len(best['mrr'])} validation parts the settings chosen have "
-            f"MRR {show(fmean(best['mrr']), 4)} and MSE {show(fmean(best['mse']), 4)}; "
-            f"{' and '.join(others)}."
-        )
-    if specialists:
-        trials = pd.Series([line["method"] for line in specialists]).value_counts()
-        hours = sum(sum(line["fit_seconds"]) for line in specialists) / 3600
-        told += (
-            f" The specialists' searches: {len(specialists)} trials, from {trials.min()} to "
-            f"{trials.max()} a method, {show(hours, 1)} hours of fitting on one thread."
-        )
+    NAME.COLUMN, NAME.METRIC.SEED, NAME.n; NAME.parameters, in millions
+    NAME.share.METRIC, .to_best.METRIC   the recipe minus an arm, and the other way round
+    NAME.change.METRIC                   an arm minus its reference
+    NAME.lead.METRIC                     minus the best specialist
+    NAME.target.METRIC                   ours against the target
+    """
+    told = {}
+    names = [*ARMS, *runs.frame.method.dropna().unique()]
+    rivals = {metric: (runs.ranked(metric) or ["—"])[0] for metric in METRICS}
+    for name, (split, start) in product(names, SPLITS.items()):
+        own, against = runs.of(name, split), ARMS[name].against if name in ARMS else "best"
+        told |= {f"{start}{name}.n": str(len(own)), f"{start}{name}.parameters": "—"}
+        for column, digits in DIGITS.items():
+            told[f"{start}{name}.{column}"] = Estimate(own[column], digits)
+        for metric, rival in rivals.items():
+            pairs = {"share": ("best", name), "to_best": (name, "best")}
+            pairs |= {"change": (name, against), "lead": (name, rival)}
+            for what, pair in pairs.items():
+                told[f"{start}{name}.{what}.{metric}"] = runs.difference(*pair, metric, split)
+            for seed, value in own[metric].items():
+                told[f"{start}{name}.{metric}.{seed}"] = show(value, DIGITS[metric])
+    told |= {"best.change.mrr": "", "best.change.mse": ""}
+    for line in runs.recipe:
+        if "arm" in line and line["lambda_f"] and line["lambda_r"] and line["seed"] == 0:
+            told[f"{line['arm']}.parameters"] = show(parameters(line) / 1e6, 2)
+    for metric, target in TARGETS.items():
+        rival = rivals[metric]
+        told |= {f"target.{metric}": f"{target:g}", f"rival.{metric}.label": label(rival)}
+        told[f"rival.{metric}"] = Estimate(runs.of(rival)[metric], DIGITS[metric])
+        for name in OURS:
+            beyond = runs.of(name)[metric].mean() - target
+            word = "met" if METRICS[metric] * beyond >= 0 else "missed"
+            told[f"{name}.target.{metric}"] = f"{word} ({show(beyond, 5, '+')})"
     return told
 
 
-def temporal(runs: Runs) -> str:
-    rows = []
-    ours = ("best", WIDE) if runs.ours else ()
-    for name in (*ours, *runs.ranked("mrr", "temporal"), *runs.ranked("mse", "temporal")):
-        frame = runs.of(name, "temporal")
-        levels = (level(frame[metric]) for metric in METRICS)
-        others = (show(frame[other].mean(), 3) for other in ("ndcg_at_10", "recall_at_10"))
-        rows.append([label(name), str(len(frame)), *levels, *others])
-    heads = ["method", "runs", "MRR", "MSE", "NDCG@10", "Recall@10"]
-    return with_wait(markdown_table(heads, rows), runs)
+def cost_numbers(recipe: list[dict]) -> dict[str, Estimate | str]:
+    """Median seconds of a fit in the last measurement of joint/recipe.py --cost."""
+    measured = [line["seconds"] for line in recipe if "seconds" in line] or [{}]
+    seconds = pd.DataFrame(measured[-1], columns=["joint", *SPECIALISTS], dtype=float).median()
+    share = seconds.joint / seconds[[*SPECIALISTS]].sum()
+    told = {f"cost.{name}": show(value, 1) for name, value in seconds.items()}
+    told["best.fit_seconds"] = told["cost.joint"]  # a stack's share of its own would be no fit's
+    return told | {"cost.share": show(share, 2), "cost.ensemble": show(MEMBERS * share, 2)}
 
 
-def short(runs: Runs) -> str:
-    """The README's table: ours, and the two best specialists of each task."""
-    rows = []
-    for name in (*OURS, *runs.ranked("mrr")[:2], *runs.ranked("mse")[:2]):
-        frame = runs.of(name)
-        levels = (level(frame[metric]) for metric in METRICS)
-        rows.append([label(name), *levels, show(frame.seconds.mean(), 1)])
-    return with_wait(markdown_table(["method", "MRR", "MSE", "seconds a fit"], rows), runs)
+def search_numbers(tuning: list[dict], specialists: list[dict]) -> dict[str, Estimate | str]:
+    """What the searches spent, and what the chosen trial got on its validation parts."""
+    theirs = {line["arguments"]: line for line in tuning if line["arguments"] in SPECIALISTS}
+    ours = [line for line in tuning if line["arguments"] not in SPECIALISTS]
+    finals = sum(line.get("first_fold", 0) > 0 for line in ours)
+    best = ranked_trials(tuning)[0] if ours and len(theirs) == 2 else dict(mrr=[], mse=[])
+    told = {f"search.{metric}": Estimate(best[metric], DIGITS[metric]) for metric in METRICS}
+    for name, metric in SPECIALISTS.items():
+        told[f"search.{name}"] = Estimate(theirs.get(name, {}).get(metric, []), DIGITS[metric])
+    hours = sum(line["cpu_seconds_a_fold"] * len(line["mrr"]) for line in ours) / 3600
+    told |= {"search.trials": str(len(ours) - finals), "search.finalists": str(finals)}
+    told |= {"search.parts": str(len(best["mrr"])), "search.hours": show(hours, 1)}
+    hours = sum(sum(line["fit_seconds"]) for line in specialists) / 3600
+    trials = pd.Series([line["method"] for line in specialists]).value_counts()
+    told |= {"searches.trials": str(len(specialists)), "searches.hours": show(hours, 1)}
+    return told | {"searches.fewest": show(trials.min(), 0), "searches.most": show(trials.max(), 0)}
+
+
+def results_tables(runs: Runs, numbers: dict) -> dict[str, str]:
+    """The tables of RESULTS.md, and the README's of it, by name."""
+
+    def cell(number: str) -> str:
+        name, _, form = number.partition(":")
+        return number_text(numbers.get(name, "—"), form)
+
+    def table(rows: dict[str, str], columns: dict[str, str], first: str = "method") -> str:
+        """Rows are label: start of a number's name; columns head: its end."""
+        lines = [
+            [told, *(cell(f"{name}.{end}") for end in columns.values())]
+            for told, name in rows.items()
+        ]
+        return markdown_table([first, *columns], lines)
+
+    def methods(names: list[str], start: str = "") -> dict[str, str]:
+        return {label(name): start + name for name in names}
+
+    arms = {}
+    for name, arm in ARMS.items():
+        notes = [f"against “{arm.against}”"] if arm.against != "best" else []
+        if arm.on_record and len(own := runs.of(name)):
+            notes.append(f"on record, commit {own.commit.iloc[-1][:7]}")
+        arms[label(name) + (f" ({'; '.join(notes)})" if notes else "")] = name
+    rank, rate = (runs.ranked(metric) for metric in METRICS)
+    later = [*TEMPORAL, *runs.ranked("mrr", "temporal"), *runs.ranked("mse", "temporal")]
+    mrr, mse, seconds = {"MRR": "mrr:sd"}, {"MSE": "mse:sd"}, {"seconds a fit": "fit_seconds"}
+    others = {"NDCG@10": "ndcg_at_10", "Recall@10": "recall_at_10"}
+    splits = {m: {f"split {seed}": f"{m}.{seed}" for seed in range(5)} for m in METRICS}
+    changes = mrr | {"MRR, difference": "change.mrr:t"} | mse | {"MSE, difference": "change.mse:t"}
+    return {
+        "ranking": table(methods(OURS + rank), mrr | splits["mrr"] | others | seconds),
+        "rating": table(methods(OURS + rate), mse | splits["mse"] | seconds),
+        "ablation": table(arms, changes | {"million parameters": "parameters"}, "arm"),
+        "temporal": table(methods(later, "temporal."), {"runs": "n"} | mrr | mse | others),
+        "readme_joint": table(methods(OURS + rank[:2] + rate[:2]), mrr | mse | seconds),
+    }
+
+
+def documents(results: Path) -> tuple[str, dict[str, str], list[str]]:
+    """RESULTS.md, the tables of it and of the README, and the commands that would complete them."""
+    runs = Runs(results)
+    searches = [read(results / f"{name}.jsonl") for name in ("tuning", "baselines_tuning")]
+    numbers = run_numbers(runs) | cost_numbers(runs.recipe) | search_numbers(*searches)
+    tables = results_tables(runs, numbers)
+    there = {
+        "recipe": {*ARMS} <= {*runs.frame.name},
+        "recipe --cost": any("seconds" in line for line in runs.recipe),
+        "baselines": runs.frame.method.notna().any(),
+        "tune": searches[0],
+        "baselines --tune": searches[1],
+    }
+    lacking = [f"python -m joint.{command}" for command, done in there.items() if not done]
+    return rendered(numbers, TEMPLATE, tables), tables, lacking
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m joint.report", description=__doc__)
-    add = parser.add_argument
-    add("--results", type=Path, default=ROOT / "results", help="folder of the lines (results)")
-    options = parser.parse_args(argv)
-    text = results_text(options.results)
-    for document in DOCUMENTS:
-        write_blocks(ROOT / document, text)
+    parser.add_argument("--results", type=Path, default=ROOT / "results", help="the lines' folder")
+    text, tables, lacking = documents(parser.parse_args(argv).results)
+    write_whole(ROOT / "RESULTS.md", text.encode())
+    write_blocks(ROOT / "README.md", tables)
+    for command in lacking:
+        print(f"not computed yet: {command}", file=sys.stderr)
     return 0
 
 

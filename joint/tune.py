@@ -6,14 +6,13 @@
 
 A trial trains its settings on FOLDS folds inside split 0's training part, as one stack, and the
 sampler's value is the mean over the folds of log(MRR) − log(MSE) on the validation parts: no test
-row is looked at. The FINALISTS first by their margins over the specialists (design.ranked_trials)
-are trained on as many folds again, and the first over all of them is chosen: recipes/best.txt.
+row is looked at. The FINALISTS first by their margins over the specialists (see ranked_trials) are
+trained on as many folds again, and the first over all of them is chosen: recipes/best.txt.
 
 Every trial is a line of results/tuning.jsonl. The search is the same every time and takes the
-trials that stand there from there: stopped at any moment, it goes on where it was, and where all
-stand it trains nothing. Lines there that the sampler didn't ask for count as trials too: the search
-on record ends with 22 made by hand, changes of the best of its first 28 and a region beside the
-sampler's, of lower learning rates and more steps.
+trials that stand there from there: stopped at any moment, it goes on where it was. Lines that the
+sampler didn't ask for count as trials too: on record, 22 made by hand, changes of the best of its
+first 28 and a region beside the sampler's, of lower learning rates and more steps.
 """
 
 import json
@@ -21,58 +20,40 @@ import shlex
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import optuna
-from optuna.distributions import FloatDistribution, IntDistribution
 
 import train
 from arguments import Parser, number, resolve
 from data import load, random_split, validation_folds
 from joint import baselines
-from joint.design import FINALISTS, FOLDS, METRICS, SPECIALISTS, TRIALS, ranked_trials
+from joint.design import METRICS, SEARCHES, SPECIALISTS
 from study import records
 
+OURS = SEARCHES["best"]
+TRIALS, FOLDS = OURS.trials, OURS.folds
 ASKED = 2  # trials asked for together, whatever the workers: the search is the same every time
-FIXED = """
---embedding-dim 100 --rating-head dot --rating-biases --user-history --item-history
---leave-one-out --loss softmax --batch-by user --schedule cosine --clip-ratings
-"""
-SPACE = {  # searched on a logarithmic scale where a range spans more than a factor of 4
-    "common": (64, 160),
-    "ranking_own": (64, 256),
-    "rating_own": (32, 128),
-    "lambda_f": (0.5, 0.85),
-    "epochs": (40, 90),
-    "batch_size": (64, 192),
-    "lr": (0.006, 0.016),
-    "decay_ranking": (0.5, 3.0),
-    "decay_common": (1.0, 4.0),
-    "decay_rating": (1.0, 4.0),
-    "ranking_dropout": (0.3, 0.8),
-    "rating_dropout": (0.3, 0.7),
-}
-FIRST = [  # the trials it begins with, in the space's order
-    (96, 128, 64, 0.7, 60, 128, 0.01, 1.0, 2.0, 2.0, 0.6, 0.5),
-    (96, 128, 64, 0.75, 60, 128, 0.01, 2.0, 2.0, 2.0, 0.6, 0.5),
-    (96, 192, 96, 0.75, 60, 128, 0.01, 1.5, 2.5, 2.0, 0.6, 0.5),
-    (128, 128, 64, 0.75, 60, 128, 0.01, 1.0, 2.0, 2.0, 0.6, 0.5),
-]
+FINALISTS = 6  # tried on as many folds again
 
 
 def arguments_of(settings: dict) -> str:
     """The command line of a trial."""
-    s = {name: f"{value:.3g}" for name, value in settings.items()}
-    common = settings["common"]
-    ranking, rating = common + settings["ranking_own"], common + settings["rating_own"]
-    decays = " ".join(s[f"decay_{part}"] for part in ("ranking", "common", "rating"))
-    text = f"{FIXED} --shared-dims {s['common']} --ranking-dim {ranking} --rating-dim {rating}"
-    text += f" --lambda-f {s['lambda_f']} --lambda-r {1 - float(s['lambda_f']):.3g}"
-    text += f" --epochs {s['epochs']} --batch-size {s['batch_size']} --lr {s['lr']}"
-    text += f" --weight-decay {decays}"
-    text += f" --ranking-dropout {s['ranking_dropout']} --rating-dropout {s['rating_dropout']}"
-    return " ".join(text.split())
+    told = {name: f"{value:.3g}" for name, value in settings.items()}
+    for task in ("ranking", "rating"):
+        told[task] = settings["common"] + settings[f"{task}_own"]
+    told["lambda_r"] = f"{1 - float(told['lambda_f']):.3g}"
+    return " ".join(OURS.arguments.format(**told).split())
+
+
+def fit(args: dict, data, seeds, parts) -> train.Stack:
+    """Train a stack for all its epochs, a run for each seed and part of the data."""
+    weights = dict(lambda_f=args["lambda_f"][0], lambda_r=args["lambda_r"][0])
+    stack = train.make_stack(args, data, [dict(seed=seed, **weights) for seed in seeds], parts)
+    for epoch in range(args["epochs"]):
+        stack.run_epoch(epoch)
+    return stack
 
 
 def validate(arguments: str, first: int = 0, folds: int = FOLDS) -> dict:
@@ -81,80 +62,70 @@ def validate(arguments: str, first: int = 0, folds: int = FOLDS) -> dict:
     train.set_machine(args)
     data = load(args["data"])
     parts = validation_folds(random_split(data, 0), 2 * FOLDS)[first : first + folds]
-    weights = dict(lambda_f=args["lambda_f"][0], lambda_r=args["lambda_r"][0])
-    runs = [dict(seed=first + k, **weights) for k in range(folds)]
-    stack = train.make_stack(args, data, runs, parts)
     start = time.process_time()
-    for epoch in range(args["epochs"]):
-        stack.run_epoch(epoch)
+    stack = fit(args, data, range(first, first + folds), parts)
     seconds = time.process_time() - start
     metrics = train.make_evaluator(args, data, parts, "validation", "train")(stack.net)
-    mrr, mse = ([fold[metric] for fold in metrics] for metric in METRICS)
-    return {
-        "experiment": "tuning",
-        "arguments": arguments,
-        "first_fold": first,
-        "mrr": mrr,
-        "mse": mse,
-        "value": float(np.mean(np.log(mrr) - np.log(mse))),
-        "cpu_seconds_a_fold": seconds / folds,
-        **records.provenance(),
-    }
+    own = {metric: [fold[metric] for fold in metrics] for metric in METRICS}
+    value = float(np.mean(np.log(own["mrr"]) - np.log(own["mse"])))
+    line = {"experiment": "tuning", "arguments": arguments, "first_fold": first, **own}
+    return line | {"value": value, "cpu_seconds_a_fold": seconds / folds} | records.provenance()
 
 
-def validate_specialist(method: str) -> dict:
-    """The best specialist of a task on all the folds: its line of the results."""
-    data, settings = load("ml-100k"), baselines.METHODS[method].settings
-    folds = enumerate(validation_folds(random_split(data, 0), 2 * FOLDS))
-    metrics = [
-        baselines.fit_and_test(method, data, k, fold.train, fold.validation, settings)
-        for k, fold in folds
-    ]
-    return {
-        "experiment": "tuning",
-        "arguments": method,
-        SPECIALISTS[method]: [fold[SPECIALISTS[method]] for fold in metrics],
-        **baselines.provenance(method),
-    }
+def ranked_trials(lines: list[dict]) -> list[dict]:
+    """Trials by their margin, best first; finalists alone once there are.
+
+    A margin is the smaller of the means over the folds of log(MRR / EASE's) and of log(myFM's MSE /
+    MSE); the specialists' lines hold all the folds.
+    """
+    theirs, trials, merged = {}, {}, []
+    for line in lines:
+        if metric := SPECIALISTS.get(line["arguments"]):
+            theirs[metric] = np.log(line[metric])
+        else:
+            trials.setdefault(line["arguments"], []).append(line)
+    most = max(map(len, trials.values()))
+    for arguments, parts in trials.items():
+        if len(parts) == most:
+            own = {name: [x for part in parts for x in part[name]] for name in METRICS}
+            ahead = {m: METRICS[m] * (np.log(own[m]) - theirs[m][: len(own[m])]) for m in METRICS}
+            margin = min(float(values.mean()) for values in ahead.values())
+            merged.append({"arguments": arguments, **own, "margin": margin})
+    return sorted(merged, key=lambda each: -each["margin"])
 
 
-def search(done: dict[tuple[str, int], dict], path: Path, trials: int, workers: int) -> dict:
-    """The best of the trials done (by arguments and first fold) and of those added to the file."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    sampler = optuna.samplers.TPESampler(seed=0, n_startup_trials=10, multivariate=True)
-    study = optuna.create_study(direction="maximize", sampler=sampler)
-    for values in FIRST:
-        study.enqueue_trial(dict(zip(SPACE, values, strict=True)))
-    space = {}
-    for name, (low, high) in SPACE.items():
-        kind = IntDistribution if isinstance(low, int) else FloatDistribution
-        space[name] = kind(low, high, log=high > 4 * low)
-    tried = {(method, 0): done[method, 0] for method in SPECIALISTS}
+def search(path: Path, trials: int, workers: int) -> dict:
+    """The best of the trials asked for, those made that the file lacks, and put there.
+
+    With all of the sampler's, those by hand count too, and finalists are tried on more folds.
+    Raises ValueError where the file lacks the specialists.
+    """
+    known = {(line["arguments"], line.get("first_fold", 0)): line for line in records.read(path)}
+    for name in SPECIALISTS:
+        if (name, 0) not in known:
+            raise ValueError(f"{path} lacks {name}: run with --specialists first")
+    tried = {(name, 0): known[name, 0] for name in SPECIALISTS}
     with ProcessPoolExecutor(workers) as pool:
 
         def lines_of(asked: list[str], first: int = 0) -> list[dict]:
-            new = [text for text in dict.fromkeys(asked) if (text, first) not in done]
+            new = [text for text in dict.fromkeys(asked) if (text, first) not in known]
             for line in pool.map(validate, new, [first] * len(new)):
-                done[identity(line)] = line
+                known[line["arguments"], first] = line
                 records.append(path, [line])
                 print(f"{line['value']:.4f} {line['arguments']}", file=sys.stderr, flush=True)
-            tried.update({(text, first): done[text, first] for text in asked})
-            return [done[text, first] for text in asked]
+            tried.update({(text, first): known[text, first] for text in asked})
+            return [known[text, first] for text in asked]
 
-        for _ in range(0, trials, ASKED):
-            asked = [study.ask(space) for _ in range(ASKED)]
-            lines = lines_of([arguments_of(trial.params) for trial in asked])
-            for trial, line in zip(asked, lines, strict=True):
-                study.tell(trial, line["value"])
+        def losses(asked: list[dict]) -> list[float]:
+            return [-line["value"] for line in lines_of([arguments_of(each) for each in asked])]
+
+        first = [dict(zip(OURS.space, values, strict=True)) for values in OURS.first]
+        baselines.search(OURS.space, first, trials, losses, 10, ASKED)
         if trials >= TRIALS:
-            lines_of([text for text, first in done if not first and text not in SPECIALISTS])
+            lines_of([text for text, first in known if not first and text not in SPECIALISTS])
             finalists = ranked_trials([*tried.values()])[:FINALISTS]
             lines_of([trial["arguments"] for trial in finalists], first=FOLDS)
     return ranked_trials([*tried.values()])[0]
-
-
-def identity(line: dict) -> tuple[str, int]:
-    return line["arguments"], line.get("first_fold", 0)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -165,17 +136,20 @@ def main(argv: list[str] | None = None) -> int:
     add("--out", type=Path, default=Path("results/tuning.jsonl"), help="file of the lines")
     add("--specialists", action="store_true", help="fit them; needs requirements-peers.txt")
     options = parser.parse_args(argv)
-    done = {identity(line): line for line in records.read(options.out)}
-    lacking = [method for method in SPECIALISTS if (method, 0) not in done]
     if options.specialists:
-        if reason := next(filter(None, map(baselines.missing, SPECIALISTS)), None):
+        if reason := baselines.missing(*SPECIALISTS):
             parser.error(reason)
-        for method in lacking:
-            records.append(options.out, [validate_specialist(method)])
+        data = load("ml-100k")
+        for name in SPECIALISTS:
+            settings = baselines.METHODS[name].settings
+            compute = partial(baselines.validate, name, data, 2 * FOLDS, settings)
+            wanted = {"experiment": "tuning", "arguments": name}
+            baselines.recorded(options.out, name, wanted, compute)
         return 0
-    if lacking:
-        parser.error(f"{options.out} lacks {lacking[0]}: run with --specialists first")
-    print(json.dumps(search(done, options.out, options.trials, options.workers)))
+    try:
+        print(json.dumps(search(options.out, options.trials, options.workers)))
+    except ValueError as error:
+        parser.error(str(error))
     return 0
 
 

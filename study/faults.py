@@ -15,20 +15,18 @@ sets the curves beside the published levels. Variants that stand there already a
 
 import sys
 import time
-from pathlib import Path
+from collections import defaultdict
 
 import numpy as np
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from arguments import Parser, number, seed_list
 from data import load, random_split
 from evaluation import Evaluator
 from models import MultiTaskNet
 from multitask import Batch, Stack, sigmoid_loss
 from study.design import DATA, METRICS, VARIANTS
-from study.records import Results, provenance
+from study.records import provenance
 
 
 class FaultyStack(Stack):
@@ -57,49 +55,30 @@ def run_variant(name: str, seeds: list[int], epochs: int, source: str = DATA) ->
     """The report's recipe, shared at 0.99/0.01, with the variant's faults: a line a seed."""
     data = load(source)
     splits = [random_split(data, seed) for seed in seeds]
-    weights = [0.99] * len(seeds), [0.01] * len(seeds)
+    train, test = (np.stack([getattr(s, part) for s in splits]) for part in ("train", "test"))
+    columns = data.user_ids, data.item_ids, data.ratings
     net = MultiTaskNet(data.n_users, data.n_items, seeds=seeds)
-    rows = np.stack([split.train for split in splits])
-    stack = FaultyStack(net, data.user_ids, data.item_ids, data.ratings, rows, seeds, *weights)
+    weights = {"lambda_f": [0.99] * len(seeds), "lambda_r": [0.01] * len(seeds)}
+    stack = FaultyStack(net, *columns, train, seeds, **weights)
     stack.faults = VARIANTS[name]
-    tests = np.stack([split.test for split in splits])
-    evaluate = Evaluator(data.user_ids, data.item_ids, data.ratings, tests, rows)
-    curves: list[dict] = [{} for _ in seeds]
-    start = time.perf_counter()
+    evaluate = Evaluator(*columns, test, train)
+    curves, start = [defaultdict(list) for _ in seeds], time.perf_counter()
     for epoch in tqdm(range(epochs), desc=name, file=sys.stderr):
         losses = stack.run_epoch(epoch)
         for run, metrics in enumerate(evaluate(net)):
             row = {key: value[run].item() for key, value in losses.items()}
-            row |= {key: metrics[key] for key in METRICS}
-            for key, value in row.items():
-                curves[run].setdefault(key, []).append(float(f"{value:.4g}"))
+            for key, value in (row | {key: metrics[key] for key in METRICS}).items():
+                curves[run][key].append(float(f"{value:.4g}"))
     line = {"experiment": "faults", "stack": f"faults {name}", "fault": name, "data": source}
     line |= {"lambda_f": 0.99, "lambda_r": 0.01, "weighting": "fixed", "epochs": epochs}
     line |= {"seconds": time.perf_counter() - start, "device": "cpu"} | provenance()
-    lasts = [{metric: curve[metric][-1] for metric in METRICS} for curve in curves]
     return [
-        {**line, "seed": seed, **last, "curves": curve}
-        for seed, last, curve in zip(seeds, lasts, curves, strict=True)
+        {**line, "seed": seed, **{key: curve[key][-1] for key in METRICS}, "curves": curve}
+        for seed, curve in zip(seeds, curves, strict=True)
     ]
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = Parser(prog="python -m study.faults", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("results/study.jsonl"))
-    parser.add_argument("--seeds", type=seed_list, default=[0, 1, 2], help="seeds (0-2)")
-    parser.add_argument("--epochs", type=number(int, 1), default=200, help="epochs (200)")
-    args = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    want = {"runs": len(args.seeds), "epochs": args.epochs}
-    try:
-        results = Results(args.out, {f"faults {name}": want for name in VARIANTS})
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
-    for name in VARIANTS:
-        if f"faults {name}" not in results.done:
-            results.append(run_variant(name, args.seeds, args.epochs))
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    from study.run import main
+
+    sys.exit(main(["--only", "faults", *sys.argv[1:]]))

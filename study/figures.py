@@ -1,6 +1,5 @@
-"""The study's figures, drawn from its lines (numbers.read_study).
+"""The study's figures, drawn from its arms (numbers.study_arms).
 
-`study_figures(frame)` gives every figure that the lines suffice for, by name; report.py saves them.
 Bands are mean ± sd over seeds, bars are bootstrap 95% intervals of the mean.
 """
 
@@ -12,43 +11,33 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 import plot
 from plot import COLOURS
-from study.design import (
-    BASELINES,
-    CURVES,
-    LAMBDAS,
-    METRICS,
-    PUBLISHED,
-    SETTINGS,
-    SHARINGS,
-    VARIANTS,
-    WIDTH,
-    setting,
-)
-from study.numbers import DIAL_DIMS, arm, curves_of
+from study import design
+from study.design import BASELINES, DIAL_DIMS, PUBLISHED, SETTINGS, WEIGHED, WIDTH, label
+from study.numbers import SIDES, curves_of
 from study.stats import bootstrap_interval, pareto_front
 
-SHARING_STYLES = {
-    K: {"color": colour, "marker": marker}
-    for K, colour, marker in zip(SHARINGS, COLOURS, "o^s", strict=False)
+Arms = dict[str, pd.DataFrame]
+INNER = design.LAMBDAS[1:-1]
+STYLES = {
+    structure: {"color": colour, "marker": marker}
+    for structure, colour, marker in zip(WEIGHED, COLOURS, "o^s", strict=False)
 }
-WEIGHT_COLOURS = {0.99: COLOURS[0], 0.5: COLOURS[1]}
-LABEL_PLACES = {WIDTH: ((6, -11), "left"), 16: ((-6, 6), "right"), 0: ((6, 6), "left")}
+LABEL_PLACES = dict(shared=((6, -11), "left"), k16=((-6, 6), "right"), separate=((6, 6), "left"))
+WEIGHT_COLOURS = {"0.99": COLOURS[0], "0.5": COLOURS[1]}
 AXES = {"mrr": "MRR (test)", "mse": "MSE (test, rating units²)"}
-TITLES = {column: tag for column, tag, _ in plot.curves() if column in CURVES}
+TITLES = {column: tag for column, tag, _ in plot.curves() if column in design.CURVES}
 MUTED = "#777777"
 PUBLISHED_LINE = {"color": "#000000", "linestyle": "--", "linewidth": 1, "zorder": 2.2}
-BASELINE_STYLES = {"popularity": ":", "biases": (0, (5, 2, 1, 2))}  # the global mean is far off
+BASELINE_STYLES = {"mrr": ("popularity", ":"), "mse": ("biases", (0, (5, 2, 1, 2)))}
 
 
-def study_figures(frame: pd.DataFrame) -> dict[str, Figure]:
-    """The figures by name, without those whose runs aren't there yet."""
-    draws = {"report": report_figure, "sharing": sharing_figure, "weights": weights_figure}
-    draws |= {"pareto": pareto_figure, "gradients": gradients_figure, "faults": faults_figure}
-    figures = {name: draw(frame) for name, draw in draws.items()}
-    return {name: figure for name, figure in figures.items() if figure is not None}
-
-
-# ---- parts -----------------------------------------------------------------------------------
+def study_figures(arms: Arms) -> dict[str, Figure]:
+    """The figures by name, without those whose experiment isn't there yet."""
+    needs = {report_figure: "report", sharing_figure: "selected", weights_figure: "weights"}
+    needs |= {pareto_figure: "selected", gradients_figure: "report", faults_figure: "faults"}
+    there = {name for runs in arms.values() if "experiment" in runs for name in runs.experiment}
+    draws = [draw for draw, experiment in needs.items() if experiment in there]
+    return {draw.__name__.removesuffix("_figure"): draw(arms) for draw in draws}
 
 
 def grid(rows: int, columns: int, size: tuple[float, float], **shares):
@@ -68,189 +57,159 @@ def band(axis, values: np.ndarray, **style) -> None:
         axis.fill_between(epochs, low, high, color=colour, alpha=0.25, linewidth=0)
 
 
-def published_level(axis, levels: list[float]) -> None:
-    """The mean of published last values, dashed, and their range in grey."""
-    axis.axhspan(min(levels), max(levels), color="black", alpha=0.12, linewidth=0)
-    axis.axhline(np.mean(levels), **PUBLISHED_LINE)
+def curve_rows(rows: list[tuple], columns: list[str], size, note: str) -> Figure:
+    """A row of curves for each (label, [(runs, style)], published levels, whose range is grey)."""
+    figure, panels = grid(len(rows), len(columns), size, sharex=True, sharey="col")
+    for row, (name, bands, published) in zip(panels, rows, strict=True):
+        for axis, column in zip(row, columns, strict=True):
+            for runs, style in bands:
+                band(axis, curves_of(runs, column), **style)
+            if levels := [each[column] for each in published]:
+                axis.axhspan(min(levels), max(levels), color="black", alpha=0.12, linewidth=0)
+                axis.axhline(np.mean(levels), **PUBLISHED_LINE)
+        if not published:
+            told = {"transform": row[0].transAxes, "ha": "right", "va": "top", "color": MUTED}
+            row[0].text(0.97, 0.95, "not in the published report", **told)
+        row[0].set_ylabel(name, fontsize=10)
+    for axis, last, column in zip(panels[0], panels[-1], columns, strict=True):
+        axis.set_title(TITLES[column])
+        last.set_xlabel("epoch")
+    panels[0, 0].plot([], [], label=note, **PUBLISHED_LINE)
+    legend_below(figure, panels[0, :1], 2)
+    return figure
 
 
 def means(axis, places, values: list[pd.Series], **style) -> None:
     """The mean of each arm's values at its place, with its bar; an arm without any is left out."""
-    there = [k for k, each in enumerate(values) if each.notna().any()]
-    if there:
-        values = [values[k].dropna().to_numpy(float) for k in there]
-        centres = np.array([each.mean() for each in values])
-        bounds = np.array([bootstrap_interval(each) for each in values])  # (arms, 2)
+    values = {x: each.dropna().to_numpy(float) for x, each in zip(places, values, strict=True)}
+    values = {x: each for x, each in values.items() if len(each)}
+    if values:
+        centres = np.array([each.mean() for each in values.values()])
+        bounds = np.array([bootstrap_interval(each) for each in values.values()])  # (arms, 2)
         bars = np.nan_to_num(abs(bounds - centres[:, None])).T
-        axis.errorbar(np.asarray(places)[there], centres, bars, **style)
+        axis.errorbar(list(values), centres, bars, **style)
 
 
-def baseline_lines(axis, frame: pd.DataFrame, metric: str, across: bool = True) -> None:
-    """The levels of the baselines that have the metric, under the selected protocol."""
-    for method, linestyle in BASELINE_STYLES.items():
-        lines = frame[(frame.method == method) & (frame.protocol == "selected")]
-        if BASELINES[method] == metric and len(lines):
-            draw = axis.axhline if across else axis.axvline
-            label = f"{method} ({metric.upper()})"
-            draw(lines[metric].mean(), color=MUTED, ls=linestyle, lw=1.1, zorder=1.5, label=label)
+def baseline_lines(axis, arms: Arms, metric: str, across: bool = True) -> None:
+    """The level of the baseline that has the metric, under the selected protocol."""
+    method, linestyle = BASELINE_STYLES[metric]
+    level, told = (
+        arms[f"baselines.selected.{method}"][metric].mean(),
+        f"{method} ({metric.upper()})",
+    )
+    draw = axis.axhline if across else axis.axvline
+    if np.isfinite(level):
+        draw(level, color=MUTED, linestyle=linestyle, linewidth=1.1, zorder=1.5, label=told)
 
 
 def legend_below(figure: Figure, panels, columns: int, title: str | None = None) -> None:
     """A legend of all panels below them: a label once, the baselines last."""
     both = [axis.get_legend_handles_labels() for axis in panels]
-    entries = {label: handle for pair in both for handle, label in zip(*pair, strict=True)}
-    labels = sorted(entries, key=lambda label: label.split(" (")[0] in BASELINES)
-    handles = [entries[label] for label in labels]
-    figure.legend(handles, labels, title=title, loc="outside lower center", ncols=columns)
+    entries = {name: handle for pair in both for handle, name in zip(*pair, strict=True)}
+    names = sorted(entries, key=lambda name: name.split(" (")[0] in BASELINES)
+    handles = [entries[name] for name in names]
+    figure.legend(handles, names, title=title, loc="outside lower center", ncols=columns)
 
 
-# ---- the figures -----------------------------------------------------------------------------
-
-
-def report_figure(frame: pd.DataFrame) -> Figure | None:
+def report_figure(arms: Arms) -> Figure:
     """The report's five curves for each setting, and the published run's last value, dashed."""
-    arms = {where: arm(frame, "report", *where) for where in SETTINGS}
-    arms = {where: runs for where, runs in arms.items() if len(runs)}
-    if not arms:
-        return None
-    figure, panels = grid(len(arms), 5, (13, 2.3 * len(arms) + 0.4), sharex=True, sharey="col")
-    for row, (where, runs) in zip(panels, arms.items(), strict=True):
-        for axis, column in zip(row, TITLES, strict=True):
-            band(axis, curves_of(runs, column), color=WEIGHT_COLOURS[where[1]])
-            if where in PUBLISHED:
-                published_level(axis, [PUBLISHED[where][column]])
-        if where not in PUBLISHED:
-            told = {"transform": row[0].transAxes, "ha": "right", "va": "top", "color": MUTED}
-            row[0].text(0.97, 0.95, "not in the published report", **told)
-        row[0].set_ylabel(f"{setting(*where)}\n{len(runs)} seeds", fontsize=10)
-    name_curves(panels, TITLES)
-    entries = [panels[0, 0].lines[0], panels[0, 0].plot([], [], **PUBLISHED_LINE)[0]]
-    labels = ["correct code, mean ± sd over seeds", "published run (a single one), last epoch"]
-    figure.legend(entries, labels, loc="outside lower center", ncols=2)
-    return figure
+    rows = []
+    for setting in SETTINGS:
+        runs, colour = arms[f"report.{setting}"], WEIGHT_COLOURS[setting.split(".", 1)[1]]
+        style = {"color": colour, "label": "correct code, mean ± sd over seeds"}
+        published = [PUBLISHED[setting]] if setting in PUBLISHED else []
+        rows.append((f"{label(setting)}\n{len(runs)} seeds", [(runs, style)], published))
+    return curve_rows(rows, list(TITLES), (13, 9.6), "published run (a single one), last epoch")
 
 
-def name_curves(panels, columns) -> None:
-    for axis, column in zip(panels[0], columns, strict=True):
-        axis.set_title(TITLES[column])
-    for axis in panels[-1]:
-        axis.set_xlabel("epoch")
-
-
-def faults_figure(frame: pd.DataFrame) -> Figure | None:
+def faults_figure(arms: Arms) -> Figure:
     """A fault a row, beside the same without it, and the levels of the three published runs."""
-    runs = {
-        fault: frame[(frame.experiment == "faults") & (frame.fault == fault)] for fault in VARIANTS
-    }
-    faults = [fault for fault in VARIANTS if fault != "none" and len(runs[fault])]
-    if not faults:
-        return None
+    none = arms["faults.none"], {"color": MUTED, "linewidth": 1, "label": "no fault"}
+    rows = []
+    for fault, colour in zip(list(design.VARIANTS)[1:], COLOURS[1:], strict=False):
+        runs = arms[f"faults.{fault}".replace(" ", "_")]
+        rows.append((fault, [none, (runs, {"color": colour})], PUBLISHED.values()))
     columns = [column for column in TITLES if column != "joint_loss"]
-    shape = {"sharex": True, "sharey": "col"}
-    figure, panels = grid(len(faults), 4, (12, 1.9 * len(faults) + 0.5), **shape)
-    for row, fault, colour in zip(panels, faults, COLOURS[1:], strict=False):
-        for axis, column in zip(row, columns, strict=True):
-            band(axis, curves_of(runs["none"], column), color=MUTED, linewidth=1, label="no fault")
-            band(axis, curves_of(runs[fault], column), color=colour)
-            published_level(axis, [levels[column] for levels in PUBLISHED.values()])
-        row[0].set_ylabel(fault, fontsize=10)
-    name_curves(panels, columns)
-    panels[0, 0].plot([], [], label="published runs, last epoch: mean and range", **PUBLISHED_LINE)
-    legend_below(figure, panels[0, :1], 2)
-    return figure
+    return curve_rows(rows, columns, (12, 8.1), "published runs, last epoch: mean and range")
 
 
-def sharing_figure(frame: pd.DataFrame) -> Figure | None:
+def sharing_figure(arms: Arms) -> Figure:
     """MRR and MSE against the number of shared dimensions, and the capacity control."""
-    if not len(arm(frame, "dial", WIDTH, 0.5)) + len(arm(frame, "dial", 0, 0.5)):
-        return None
     figure, panels = grid(1, 2, (9, 3.6))
+    dial = ["separate", *(f"k{K}" for K in DIAL_DIMS[1:-1]), "shared"]
     for axis, metric in zip(panels[0], AXES, strict=True):
         for shift, (f, colour) in zip((-0.35, 0.35), WEIGHT_COLOURS.items(), strict=True):
-            weights, style = f"{f:g}/{1 - f:g}", {"color": colour, "capsize": 2.5}
-            dial = [arm(frame, "dial", K, f)[metric] for K in DIAL_DIMS]
-            means(axis, np.add(DIAL_DIMS, shift), dial, marker="o", label=f"λ {weights}", **style)
-            half = [arm(frame, "capacity", 0, f)[metric]]
+            weights, style = f"{f}/{1 - float(f):g}", {"color": colour, "capsize": 2.5}
+            values = [arms[f"selected.{structure}.{f}"][metric] for structure in dial]
+            means(axis, np.add(DIAL_DIMS, shift), values, marker="o", label=f"λ {weights}", **style)
+            half = [arms[f"selected.half.{f}"][metric]]
             style |= {"label": f"separate, {WIDTH // 2} dimensions each, {weights}"}
             means(axis, [shift - 2], half, marker="s", mfc="white", linestyle="", **style)
         axis.set(xlabel=f"shared dimensions K of {WIDTH}", ylabel=AXES[metric])
         axis.set_xticks(DIAL_DIMS, ["0\nseparate", "8", "16", "24", "32\nshared"])
-        baseline_lines(axis, frame, metric)
+        baseline_lines(axis, arms, metric)
     legend_below(figure, panels[0], 3)
     return figure
 
 
-def weights_figure(frame: pd.DataFrame) -> Figure | None:
-    """MRR and MSE against λ_F : λ_R, one line a sharing; a task trained alone stands apart."""
-    inner = LAMBDAS[1:-1]
-    if not any(len(arm(frame, "weights", K, inner[1])) for K in SHARINGS):
-        return None
+def weights_figure(arms: Arms) -> Figure:
+    """MRR and MSE against λ_F : λ_R, one line a structure; a task trained alone stands apart."""
 
     def place(f):
         return np.log10(np.divide(f, np.subtract(1, f)))
 
     figure, panels = grid(1, 2, (9.5, 3.8))
-    for axis, metric, alone, apart, task in zip(
-        panels[0], METRICS, (1.0, 0.0), (2.75, -2.75), ("ranking", "rating"), strict=True
-    ):
-        for k, K in enumerate(SHARINGS):
-            style, shift = SHARING_STYLES[K] | {"capsize": 2}, k - 1
-            dial = [arm(frame, "dial", K, f)[metric] for f in inner]
-            means(axis, place(inner) + 0.04 * shift, dial, label=setting(K), **style)
-            own = [arm(frame, "dial", K, alone)[f"own_{metric}"]]
-            means(axis, [apart + 0.12 * shift], own, linestyle="", **style)
-        axis.axvline(np.sign(apart) * 2.35, color=MUTED, linewidth=0.8, linestyle=":")
+    apart = {"mrr": (2.75, "ranking"), "mse": (-2.75, "rating")}
+    for axis, (metric, (alone, task)) in zip(panels[0], apart.items(), strict=True):
+        for k, structure in enumerate(WEIGHED):
+            style, shift = STYLES[structure] | {"capsize": 2}, k - 1
+            dial = [arms[f"selected.{structure}.{f:g}"][metric] for f in INNER]
+            means(axis, place(INNER) + 0.04 * shift, dial, label=label(structure), **style)
+            own = [arms[f"alone.{structure}"][metric]]
+            means(axis, [alone + 0.12 * shift], own, linestyle="", **style)
+        axis.axvline(np.sign(alone) * 2.35, color=MUTED, linewidth=0.8, linestyle=":")
         ticks = [0.01, 0.091, 0.5, 0.909, 0.99]
-        labels = [*(f"{f:.2g}/{1 - f:.2g}" for f in ticks), f"{task}\nalone"]
-        axis.set_xticks([*place(ticks), apart], labels, fontsize=8)
+        names = [*(f"{f:.2g}/{1 - f:.2g}" for f in ticks), f"{task}\nalone"]
+        axis.set_xticks([*place(ticks), alone], names, fontsize=8)
         axis.set(xlabel=r"$\lambda_F/\lambda_R$ (log of the ratio)", ylabel=AXES[metric])
-        baseline_lines(axis, frame, metric)
+        baseline_lines(axis, arms, metric)
     legend_below(figure, panels[0], 5)
     return figure
 
 
-def pareto_figure(frame: pd.DataFrame) -> Figure | None:
-    """MRR against MSE of every weight, crosses of one sd, and each sharing's front in steps.
+def pareto_figure(arms: Arms) -> Figure:
+    """MRR against MSE of every weight, crosses of one sd, and each structure's front in steps.
 
     On the left one epoch serves both tasks, on the right each task has the epoch best for it.
     Labels are those of a front's points; where all is shared, of the others too.
     """
     figure, panels = grid(1, 2, (12, 5.4))
-    arms = {K: {f: arm(frame, "dial", K, f) for f in LAMBDAS[1:-1]} for K in SHARINGS}
-    arms = {K: {f: runs for f, runs in dial.items() if len(runs)} for K, dial in arms.items()}
-    arms = {K: dial for K, dial in arms.items() if dial}
-    if not arms:
-        return None
-    for axis, columns, title in zip(
-        panels[0],
-        (["mrr", "mse"], ["own_mrr", "own_mse"]),
-        ("one epoch for both tasks", "each task at its own epoch"),
-        strict=True,
-    ):
-        points = {
-            K: np.array([runs[columns].mean() for runs in dial.values()])
-            for K, dial in arms.items()
-        }
-        for K, dial in arms.items():
-            sds = np.nan_to_num([runs[columns].std() for runs in dial.values()])
-            style, at = SHARING_STYLES[K] | {"markersize": 5}, points[K]
+    titles = {"": "one epoch for both tasks", "own_": "each task at its own epoch"}
+    for axis, (own, title) in zip(panels[0], titles.items(), strict=True):
+        columns, points = [f"{own}mrr", f"{own}mse"], {}
+        for structure in WEIGHED:
+            runs = {f: arms[f"selected.{structure}.{f:g}"][columns] for f in INNER}
+            lambdas = [f for f in INNER if len(runs[f])]
+            at = np.array([runs[f].mean() for f in lambdas]).reshape(-1, 2)
+            sds = np.nan_to_num([runs[f].std() for f in lambdas]).reshape(-1, 2)
+            points[structure], style = (lambdas, at), STYLES[structure] | {"markersize": 5}
             bars = style | {"linestyle": "", "elinewidth": 0.6, "alpha": 0.35}
             axis.errorbar(at[:, 1], at[:, 0], sds[:, 0], sds[:, 1], **bars)
             front = at[pareto_front(at)]
             front = front[np.argsort(front[:, 1])]
-            label = f"{setting(K)}, with its front"
-            axis.step(front[:, 1], front[:, 0], where="post", label=label, **style)
-        baseline_lines(axis, frame, "mrr")
-        baseline_lines(axis, frame, "mse", across=False)
+            style["label"] = f"{label(structure)}, with its front"
+            axis.step(front[:, 1], front[:, 0], where="post", **style)
+        baseline_lines(axis, arms, "mrr")
+        baseline_lines(axis, arms, "mse", across=False)
         axis.margins(x=0.1)
         near = 0.04 * np.ptp(axis.get_ylim()), 0.06 * np.ptp(axis.get_xlim())
-        for K, at in points.items():
-            shown = np.full(len(at), K == WIDTH) | pareto_front(at)
-            offset, side = LABEL_PLACES[K]
-            style = {"color": SHARING_STYLES[K]["color"], "ha": side, "fontsize": 8.5, "zorder": 5}
+        for structure, (lambdas, at) in points.items():
+            shown = np.full(len(at), structure == "shared") | pareto_front(at)
+            offset, side = LABEL_PLACES[structure]
+            style = {"color": STYLES[structure]["color"], "ha": side, "fontsize": 8.5, "zorder": 5}
             style["path_effects"] = [withStroke(linewidth=2.5, foreground="white")]
-            for label, (mrr, mse) in point_labels(at, list(arms[K]), near, shown).items():
-                axis.annotate(label, (mse, mrr), offset, textcoords="offset points", **style)
+            for text, (mrr, mse) in point_labels(at, lambdas, near, shown).items():
+                axis.annotate(text, (mse, mrr), offset, textcoords="offset points", **style)
         axis.set(title=title, xlabel=f"{AXES['mse']}: better to the left")
         axis.set_ylabel(f"{AXES['mrr']}: better upwards")
     legend_below(figure, panels[0], 5, r"numbers are $\lambda_F = 1 - \lambda_R$")
@@ -262,44 +221,40 @@ def point_labels(points: np.ndarray, lambdas: list[float], near, shown) -> dict[
 
     A label stands where one of its points is `shown`, at the first such.
     """
-    groups = []
+    starts, labels = [], {}  # of groups of neighbours
     for k, point in enumerate(points):
-        if groups and (abs(point - points[groups[-1][0]]) < np.asarray(near)).all():
-            groups[-1].append(k)
-        else:
-            groups.append([k])
-    labels = {}
-    for group in groups:
-        if visible := [k for k in group if shown[k]]:
-            first, last = (f"{lambdas[k]:.2g}" for k in (group[0], group[-1]))
-            labels[first if first == last else f"{first} to {last}"] = points[visible[0]]
+        if not starts or (abs(point - points[starts[-1]]) >= np.asarray(near)).any():
+            starts.append(k)
+    for first, end in zip(starts, [*starts[1:], len(points)], strict=False):
+        if visible := [k for k in range(first, end) if shown[k]]:
+            several = f" to {lambdas[end - 1]:.2g}" if end - first > 1 else ""
+            labels[f"{lambdas[first]:.2g}{several}"] = points[visible[0]]
     return labels
 
 
-def gradients_figure(frame: pd.DataFrame) -> Figure | None:
+def gradients_figure(arms: Arms) -> Figure:
     """Cosine and norm ratio of the tasks' gradients, a table a row; one step an epoch."""
-    arms = {where: arm(frame, "report", *where) for where in SETTINGS}
-    if not any(curves_of(runs, "users_cosine").size for runs in arms.values()):
-        return None
     figure, panels = grid(2, 2, (10, 5.8), sharex=True)
-    for (cosines, ratios), table in zip(panels, ("users", "items"), strict=True):
-        for where, runs in arms.items():
-            style = {"color": WEIGHT_COLOURS[where[1]], "linestyle": "-" if where[0] else "--"}
-            cosine, label = curves_of(runs, f"{table}_cosine"), setting(*where)
-            band(ratios, curves_of(runs, f"{table}_norm_ratio"), label=label, **style)
-            if where[0] and np.isfinite(cosine).any():
-                conflict = (cosine[np.isfinite(cosine)] < 0).mean()
-                label = f"{label}: {conflict:.0%} of steps in conflict"
-                band(cosines, cosine, label=label, **style)
+    for (cosines, ratios), side in zip(panels, SIDES, strict=True):
+        for setting in SETTINGS:
+            runs, (structure, f) = arms[f"report.{setting}"], setting.split(".", 1)
+            style = {
+                "color": WEIGHT_COLOURS[f],
+                "linestyle": "-" if structure == "shared" else "--",
+            }
+            band(ratios, curves_of(runs, f"{side}_norm_ratio"), label=label(setting), **style)
+            if structure == "shared":
+                conflict = f"{runs[f'{side}_conflict'].mean():.0f}% of steps in conflict"
+                style["label"] = f"{label(setting)}: {conflict}"
+                band(cosines, curves_of(runs, f"{side}_cosine"), **style)
         cosines.axhline(0, color="black", linewidth=0.8)
-        cosines.set(title=f"{table}: cosine of the tasks' gradients", ylabel="cosine")
-        title = f"{table}: norm of the gradients, ranking over rating"
-        ratios.set(title=title, ylabel="ratio", yscale="log")
+        cosines.set(title=f"{side}: cosine of the tasks' gradients", ylabel="cosine")
+        ratios.set(title=f"{side}: norm of the gradients, ranking over rating", ylabel="ratio")
+        ratios.set_yscale("log")
         ratios.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ratios.yaxis.set_major_formatter("{x:g}")
         ratios.yaxis.set_minor_formatter(NullFormatter())
-        cosines.legend(loc="best")
-        ratios.legend(loc="best")
-    for axis in panels[-1]:
-        axis.set_xlabel("epoch")
+        for axis in (cosines, ratios):
+            axis.legend(loc="best")
+            axis.set_xlabel("epoch" if side == "items" else "")
     return figure

@@ -6,6 +6,7 @@ write_blocks(document, tables)                           between <!-- table: NAM
                                                          <!-- end -->
 """
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -25,16 +26,12 @@ def read(path: Path) -> list[dict]:
     """
     if not path.is_file():
         return []
-    text = path.read_text(encoding="utf-8")
-    whole, records = text[: text.rfind("\n") + 1], []
-    for number, line in enumerate(whole.splitlines(), start=1):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            record = None
-        if not isinstance(record, dict):
+    text, records = path.read_text(encoding="utf-8"), []
+    for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), start=1):
+        with contextlib.suppress(ValueError):
+            records.append(json.loads(line))
+        if len(records) < number or not isinstance(records[-1], dict):
             raise ValueError(f"{path}: line {number} is no JSON object")
-        records.append(record)
     return records
 
 
@@ -67,12 +64,8 @@ class Results:
     """A results file of whole stacks; `done` names those it holds.
 
     A stack's lines are appended in one write. The last stack of the file, where it was cut short,
-    is dropped and to be done again.
-
-    Args:
-        expected: of each stack its "runs" and, where it trains, its "epochs".
-
-    Raises ValueError when the file holds a stack of another size: nothing on record is dropped.
+    is dropped and to be done again. `expected` tells each stack's "runs" and, where it trains, its
+    "epochs". Raises ValueError when the file holds one of another size: nothing is thrown away.
     """
 
     def __init__(self, path: Path, expected: dict[str, dict]):
@@ -82,22 +75,18 @@ class Results:
             if "stack" not in record:
                 raise ValueError(f"{path}: line {number} names no stack")
             stacks.setdefault(record["stack"], []).append(record)
-        self.done = set()
-        for name, lines in stacks.items():
-            if name not in expected:
-                self.done.add(name)
-                continue
-            runs, first = expected[name]["runs"], lines[0]
-            epochs = expected[name].get("epochs", first.get("epochs"))
-            size = first.get("stack_size", runs), first.get("epochs")
-            cut_short = len(lines) < runs and name == records[-1]["stack"]
-            if size != (runs, epochs) or not (len(lines) == runs or cut_short):
+        self.done = set(stacks)
+        for name in stacks.keys() & expected.keys():
+            n, first, runs = len(stacks[name]), stacks[name][0], expected[name]["runs"]
+            epochs, wanted = first.get("epochs"), expected[name].get("epochs", first.get("epochs"))
+            cut_short = n < runs == first.get("stack_size", runs) and name == records[-1]["stack"]
+            if epochs != wanted or n != runs and not cut_short:
                 raise ValueError(
-                    f"{path} holds {name} with {len(lines)} runs of {size[1]} epochs, "
-                    f"not {runs} of {epochs}: name another file by --out"
+                    f"{path} holds {name} with {n} runs of {epochs} epochs, "
+                    f"not {runs} of {wanted}: name another file by --out"
                 )
-            if not cut_short:
-                self.done.add(name)
+            if cut_short:
+                self.done.remove(name)
         append(path, [])  # a place that can't be written to is told now, not in hours
         kept = as_text(record for record in records if record["stack"] in self.done)
         if kept != path.read_text(encoding="utf-8"):
@@ -108,46 +97,37 @@ class Results:
             append(self.path, records)
 
 
-# ---- tables in documents -----------------------------------------------------------------------
-
-START = r"<!-- table: (\S+) -->"
-BLOCK = re.compile(START + r"(.*?)<!-- end -->", re.DOTALL)
+END = "<!-- end -->"
+MARK = re.compile(rf"(<!-- table: \S+ -->|{END})")
 
 
-def filled(document: Path, tables: dict[str, str]) -> tuple[str, list[str]]:
-    """A document's text with these tables in its blocks, and the names of blocks that change.
-
-    A table that `tables` lacks stays as it is.
+def filled(document: Path, tables: dict[str, str]) -> str:
+    """A document's text with these tables in its blocks; one that `tables` lacks stays as it is.
 
     Raises ValueError for a block without an end.
     """
-    text, changed = document.read_text(encoding="utf-8"), []
-    ends = {block.start(): block for block in BLOCK.finditer(text)}
-    for start in re.finditer(START, text):
-        if start.start() not in ends or re.search(START, ends[start.start()][2]):
-            raise ValueError(f"{document}: the table {start[1]} has no <!-- end -->")
-
-    def fill(block: re.Match) -> str:
-        name, content = block.groups()
-        new = f"\n\n{tables[name]}\n\n" if name in tables else content
-        if new != content:
-            changed.append(name)
-        return f"<!-- table: {name} -->{new}<!-- end -->"
-
-    return BLOCK.sub(fill, text), changed
+    parts = MARK.split(document.read_text(encoding="utf-8"))  # text, mark, block, END, text, …
+    for k in range(1, len(parts), 4):
+        name = parts[k].split()[-2]
+        if parts[k + 2 : k + 3] != [END]:
+            raise ValueError(f"{document}: the table {name} has no {END}")
+        if name in tables:
+            parts[k + 1] = f"\n\n{tables[name]}\n\n"
+    return "".join(parts)
 
 
 def write_blocks(document: Path, tables: dict[str, str]) -> None:
     """Put tables into a document's blocks; it is written only where one changes."""
-    new, changed = filled(document, tables)
-    if changed:
+    new = filled(document, tables)
+    if new != document.read_text(encoding="utf-8"):
         write_whole(document, new.encode())
 
 
 def stale_blocks(document: Path, tables: dict[str, str]) -> list[str]:
     """Names of the document's tables that differ from these."""
-    return filled(document, tables)[1]
+    text, names = document.read_text(encoding="utf-8"), block_names(document)
+    return [n for n in names if n in tables and filled(document, {n: tables[n]}) != text]
 
 
 def block_names(document: Path) -> list[str]:
-    return re.findall(START, document.read_text(encoding="utf-8"))
+    return re.findall(r"<!-- table: (\S+) -->", document.read_text(encoding="utf-8"))

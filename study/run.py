@@ -22,23 +22,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import torch
 
-import evaluation
 import train
 from arguments import Parser, number, resolve, seed_list
-from data import Split, load, random_split, temporal_split
-from evaluation import FullRanking, reciprocal_ranks_by_user
+from data import load, random_split, temporal_split
+from evaluation import FullRanking, baselines, reciprocal_ranks_by_user
 from run_folder import finished_results, load_run, read_resume, write_whole
 from study import faults
-from study.design import BASELINES, DATA, WITH_USERS, WORKERS, plan
+from study.design import BASELINES, DATA, EXPERIMENTS, TESTED, VARIANTS, WORKERS, plan
 from study.records import Results, as_text, provenance, read
 
 ROOT = Path(__file__).parents[1]
 CURVES = ("factorization_loss", "regression_loss", "joint_loss", "mrr", "mse", "val_mrr", "val_mse")
 CURVES += ("users_cosine", "users_norm_ratio", "items_cosine", "items_norm_ratio")
-
-# ---- one stack, in a worker process --------------------------------------------------------
 
 
 def die_with_parent() -> None:
@@ -51,9 +47,19 @@ def die_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def work(stack: dict, folder: Path) -> int:
-    """Train a stack, or go on with it, in a folder; its lines go to lines.jsonl there."""
+def work(stack: dict, folder: Path) -> None:
+    """Compute a stack's lines, in lines.jsonl of a folder; a training goes on where it stopped."""
     die_with_parent()
+    if stack["experiment"] == "baselines":
+        lines = baseline_lines(stack["seeds"])
+    elif stack["experiment"] == "faults":
+        lines = faults.run_variant(stack["fault"], stack["seeds"], stack["epochs"])
+    else:
+        lines = trained_lines(stack, folder)
+    write_whole(folder / "lines.jsonl", as_text(lines).encode())
+
+
+def trained_lines(stack: dict, folder: Path) -> list[dict]:
     arguments = [*stack["arguments"], "--out", str(folder)]
     wanted, before = resolve(arguments), {}
     with contextlib.suppress(OSError, ValueError):
@@ -63,40 +69,29 @@ def work(stack: dict, folder: Path) -> int:
     else:  # nothing there, or another study's
         arguments.append("--overwrite")
     with contextlib.redirect_stdout(sys.stderr):
-        code = train.main(arguments)
-    if code == 0:
-        results = finished_results(read_resume(folder))
-        lines = [line_of(stack, result) for result in results]
-        write_whole(folder / "lines.jsonl", as_text(lines).encode())
-    return code
+        if code := train.main(arguments):
+            sys.exit(code)
+    return [line_of(stack, result) for result in finished_results(read_resume(folder))]
 
 
 def line_of(stack: dict, result: dict) -> dict:
     """What the results file keeps of a run."""
     run = load_run(result["folder"])
-    of_stack = {
-        name: stack[name] for name in ("experiment", "stack", "protocol", "arm") if name in stack
-    }
-    line = of_stack | {"weighting": "fixed"} | run.config | result
-    for name in ("resume", "folder"):
-        line.pop(name, None)
+    line = stack | {"weighting": "fixed"} | run.config | result
+    line = {key: line[key] for key in line if key not in ("runs", "arguments", "resume", "folder")}
     measured = [row for row in run.history if row["mrr"] is not None]
     line |= {"last_mrr": measured[-1]["mrr"], "last_mse": measured[-1]["mse"]}
     if "val_mrr" in measured[0]:  # each task at the epoch that is best for it alone
         line["own_mrr"] = max(measured, key=lambda row: row["val_mrr"])["mrr"]
         line["own_mse"] = min(measured, key=lambda row: row["val_mse"])["mse"]
-    if stack["experiment"] in WITH_USERS:
+    if stack["experiment"] in TESTED:
         line["reciprocal_ranks"] = users_reciprocal_ranks(run)
     if line["split"] == "temporal":
-        line |= cold_counts(run.data, run.split)
+        line |= cold_counts(run)
     # Every epoch where the curves are drawn, every tenth elsewhere: the file is committed.
     line["curve_step"] = step = 1 if stack["experiment"] == "report" else 10
-    line["curves"] = {
-        name: [rounded(row[name], 4) for row in run.history][step - 1 :: step]
-        for name in CURVES
-        if name in run.history[0]
-    }
-    return line
+    rows, there = run.history[step - 1 :: step], [name for name in CURVES if name in measured[0]]
+    return line | {"curves": {name: [rounded(row[name], 4) for row in rows] for name in there}}
 
 
 def rounded(value: float | None, digits: int) -> float | None:
@@ -107,30 +102,23 @@ def users_reciprocal_ranks(run) -> list[float | None]:
     """For each user the mean reciprocal rank of its test items, None without any."""
     data, split = run.data, run.split
     seen = np.concatenate([split.train, split.validation])
-    pairs = [
-        ids[rows][None] for rows in (split.test, seen) for ids in (data.user_ids, data.item_ids)
-    ]
-    with torch.no_grad():
-        ranks = FullRanking(data.n_items, *pairs).ranks(
-            lambda ids: run.model.interaction_scores(ids)[None]
-        )
+    columns = data.user_ids, data.item_ids
+    pairs = [ids[rows][None] for rows in (split.test, seen) for ids in columns]
+    ranking = FullRanking(data.n_items, *pairs)
+    ranks = ranking.ranks(lambda ids: run.model.interaction_scores(ids)[None])
     users, values = reciprocal_ranks_by_user(ranks[0], data.user_ids[split.test])
     known = dict(zip(users.tolist(), values.tolist(), strict=True))
     return [rounded(known.get(user), 5) for user in range(data.n_users)]
 
 
-def cold_counts(data, split: Split) -> dict:
+def cold_counts(run) -> dict:
     """How much of the test part is of users or items that training never saw."""
-    counts = {"test_rows": len(split.test)}
-    for side, ids in (("user", data.user_ids), ("item", data.item_ids)):
-        test = ids[split.test]
-        cold = ~np.isin(test, ids[split.train])
-        counts[f"cold_{side}s"] = len(np.unique(test[cold]))
-        counts[f"cold_{side}_rows"] = int(cold.sum())
+    split, counts = run.split, {"test_rows": len(run.split.test)}
+    for side, ids in (("user", run.data.user_ids), ("item", run.data.item_ids)):
+        cold = np.setdiff1d(ids[split.test], ids[split.train])  # no id twice
+        counts[f"cold_{side}s"] = len(cold)
+        counts[f"cold_{side}_rows"] = int(np.isin(ids[split.test], cold).sum())
     return counts
-
-
-# ---- baselines -----------------------------------------------------------------------------
 
 
 def baseline_lines(seeds: list[int]) -> list[dict]:
@@ -138,23 +126,16 @@ def baseline_lines(seeds: list[int]) -> list[dict]:
     data, held = load(DATA), {"validation_fraction": 0.05}
     splits = [("report", seed, random_split(data, seed)) for seed in seeds]
     splits += [("selected", seed, random_split(data, seed, **held)) for seed in seeds]
-    splits.append(("temporal", 0, temporal_split(data, **held)))
     lines = []
-    for protocol, seed, split in splits:
-        start, levels = time.perf_counter(), evaluation.baselines(data, split)
-        seconds = time.perf_counter() - start  # of all of them
+    for protocol, seed, split in [*splits, ("temporal", 0, temporal_split(data, **held))]:
+        start, levels = time.perf_counter(), baselines(data, split)
+        line = {"experiment": "baselines", "stack": "baselines", "data": DATA, "device": "cpu"}
+        line |= {"protocol": protocol, "seed": seed, "seconds": time.perf_counter() - start}
         for method in BASELINES:
-            line = {"experiment": "baselines", "stack": "baselines", "method": method}
-            line |= {"data": DATA, "protocol": protocol, "seed": seed, "device": "cpu"}
-            of_method = method.replace(" ", "_") + "_"  # as in "popularity_mrr"
-            for name, value in levels.items():
-                if name.startswith(of_method):
-                    line[name.removeprefix(of_method)] = value
-            lines.append(line | {"seconds": seconds})
+            of = method.replace(" ", "_") + "_"  # as in "popularity_mrr"
+            own = {k.removeprefix(of): v for k, v in levels.items() if k.startswith(of)}
+            lines.append({**line, "method": method, **own, **provenance()})
     return lines
-
-
-# ---- the whole study -----------------------------------------------------------------------
 
 
 def run_stack(stack: dict, runs: Path, results: Results) -> bool:
@@ -162,16 +143,10 @@ def run_stack(stack: dict, runs: Path, results: Results) -> bool:
     folder = runs / stack["stack"]
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "study.run", "--work", json.dumps(stack), str(folder)]
-    with (folder / "log.txt").open("ab") as log:
-        worker = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,  # held open as long as this process lives
-            stdout=log,
-            stderr=log,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            cwd=ROOT,
-        )
-        code = worker.wait()
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+    with (folder / "log.txt").open("ab") as log:  # its standard input is open as long as we live
+        shape = {"stdin": subprocess.PIPE, "stdout": log, "stderr": log}
+        code = subprocess.Popen(command, env=one_thread, cwd=ROOT, **shape).wait()
     if code == 0:
         results.append(read(folder / "lines.jsonl"))
     what = f"{stack['runs']} runs" if code == 0 else f"FAILED ({code}), see {folder / 'log.txt'}"
@@ -189,11 +164,12 @@ def run_stacks(stacks: list[dict], results: Results, runs: Path, workers: int) -
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m study.run", description=__doc__)
     add = parser.add_argument
+    known = [*EXPERIMENTS, "baselines", "faults"]
     add("--out", type=Path, help="file of the lines (results/study.jsonl; quick: runs/quick.jsonl)")
     add("--runs", type=Path, help="folder of the run folders (runs/ and the name of --out)")
-    add("--seeds", type=seed_list, help="seeds (0-9; quick: 0-2)")
+    add("--seeds", type=seed_list, help="seeds (0-9; faults, quick: 0-2)")
     add("--epochs", type=number(int, 1), help="epochs of each run (200; quick: 40)")
-    add("--only", nargs="+", metavar="EXPERIMENT", help="these experiments alone")
+    add("--only", nargs="+", choices=known, metavar="EXPERIMENT", help=f"of {', '.join(known)}")
     add("--quick", action="store_true", help="the four settings, 3 seeds, 40 epochs")
     add("--workers", type=number(int, 1), default=WORKERS, help="processes of one thread (2)")
     add("--dry-run", action="store_true", help="list the stacks and stop")
@@ -202,36 +178,28 @@ def main(argv: list[str] | None = None) -> int:
     if args.work:
         return work(json.loads(args.work[0]), Path(args.work[1]))
     out = args.out or Path("runs/quick.jsonl" if args.quick else "results/study.jsonl")
-    seeds = args.seeds or list(range(3 if args.quick else 10))
-    stacks = plan(seeds, args.epochs or (40 if args.quick else 200))
-    known = [*dict.fromkeys(stack["experiment"] for stack in stacks), "baselines", "faults"]
+    seeds, few = args.seeds or list(range(3 if args.quick else 10)), args.seeds or [0, 1, 2]
+    epochs = args.epochs or (40 if args.quick else 200)
     chosen = args.only or (["report"] if args.quick else known)
-    for name in chosen:
-        if name not in known:
-            parser.error(f"--only {name}: the experiments are {', '.join(known)}")
+    stacks = plan(seeds, epochs)
+    levels = {"experiment": "baselines", "seeds": seeds, "arguments": []}
+    stacks.append({**levels, "stack": "baselines", "runs": len(BASELINES) * (2 * len(seeds) + 1)})
+    for name in VARIANTS:
+        fault = {"experiment": "faults", "fault": name, "seeds": few, "arguments": []}
+        stacks.append({**fault, "stack": f"faults {name}", "runs": len(few), "epochs": epochs})
     stacks = [stack for stack in stacks if stack["experiment"] in chosen]
     if args.dry_run:
         for stack in stacks:
             print(f"{stack['stack']:32} {stack['runs']:4}  {' '.join(stack['arguments'])}")
-        if besides := [name for name in known[-2:] if name in chosen]:
-            print("besides:", ", ".join(besides))
         print(f"{len(stacks)} stacks, {sum(stack['runs'] for stack in stacks)} runs")
         return 0
-    expected = {stack["stack"]: stack for stack in stacks}
-    expected["baselines"] = {"runs": len(BASELINES) * (2 * len(seeds) + 1)}
     try:
-        results = Results(out, expected)
+        results = Results(out, {stack["stack"]: stack for stack in stacks})
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    if "baselines" in chosen and "baselines" not in results.done:
-        made = provenance()
-        results.append([line | made for line in baseline_lines(seeds)])
     start, left = time.monotonic(), sum(stack["stack"] not in results.done for stack in stacks)
     fine = run_stacks(stacks, results, args.runs or Path("runs") / out.stem, args.workers)
     print(f"{left} stacks in {time.monotonic() - start:.0f} s", file=sys.stderr)
-    if "faults" in chosen:
-        epochs = ["--epochs", str(args.epochs)] if args.epochs else []
-        faults.main(["--out", str(out), *epochs])
     return 0 if fine else 1
 
 

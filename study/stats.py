@@ -5,13 +5,10 @@ Runs are compared in pairs of the same seed. In text a minus is "−", and "—"
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 import pandas as pd
 from scipy import stats
-
-# ---- text ------------------------------------------------------------------------------------
 
 
 def show(value: float, digits: int, sign: str = "") -> str:
@@ -29,40 +26,34 @@ def markdown_table(heads: list[str], rows: Iterable[list[str]], labels: int = 1)
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds, to be formatted: NaN among the values are left out.
+    """A mean over seeds, to be formatted as f"{it:ci}"; NaN among the values are left out.
 
-    f"{it}" is the mean, f"{it:ci}" with its bootstrap 95% interval, f"{it:sd}" with ± the standard
-    deviation; f"{it:spread}" is that deviation alone, f"{it:n}" how many values there are, and
-    f"{it:sum}" their sum.
+    Forms: none, the mean; ci, with its bootstrap 95% interval; sd, with ± the standard deviation;
+    spread, that deviation alone; n, how many values there are; sum, their sum.
     """
 
     values: Iterable[float]
     digits: int
     sign: str = ""
 
-    def __format__(self, spec: str) -> str:
+    def __format__(self, form: str) -> str:
         values = np.asarray(self.values, float)
         values = values[np.isfinite(values)]
+        several = len(values) > 1
         mean = show(values.mean() if len(values) else np.nan, self.digits, self.sign)
-        spread = show(values.std(ddof=1) if len(values) > 1 else np.nan, self.digits)
-        alone = len(values) < 2
-        if spec == "ci":
-            bounds = [show(bound, self.digits, self.sign) for bound in bootstrap_interval(values)]
-            return mean if alone else f"{mean} [{', '.join(bounds)}]"
-        forms = {"": mean, "sd": mean if alone else f"{mean} ± {spread}", "spread": spread}
-        forms["n"] = str(len(values))
-        forms["sum"] = show(values.sum(), self.digits) if len(values) else "—"
-        if spec not in forms:
-            raise ValueError(f"no form {spec!r} of a number: ci, sd, spread, n or sum")
-        return forms[spec]
-
-
-# ---- intervals and tests ---------------------------------------------------------------------
-
-
-@cache
-def resamples(n: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(n, size=(10_000, n))
+        spread = show(values.std(ddof=1) if several else np.nan, self.digits)
+        ends = (show(end, self.digits, self.sign) for end in bootstrap_interval(values))
+        forms = {
+            "": mean,
+            "ci": f"{mean} [{', '.join(ends)}]" if several else mean,
+            "sd": f"{mean} ± {spread}" if several else mean,
+            "spread": spread,
+            "n": str(len(values)),
+            "sum": show(values.sum(), self.digits) if len(values) else "—",
+        }
+        if form not in forms:
+            raise ValueError(f"no form {form!r} of a number: ci, sd, spread, n or sum")
+        return forms[form]
 
 
 def bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
@@ -75,19 +66,19 @@ def bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
     if (n := len(values)) < 2:
         return np.nan, np.nan
     tail = 100 * stats.norm.cdf(stats.t.ppf(0.025, n - 1) * np.sqrt(n / (n - 1)))
-    return tuple(np.percentile(values[resamples(n)].mean(1), [tail, 100 - tail]))
+    resamples = np.random.default_rng(0).integers(n, size=(10_000, n))
+    return tuple(np.percentile(values[resamples].mean(1), [tail, 100 - tail]))
 
 
 def t_interval(values: np.ndarray) -> tuple[float, float]:
     """95% interval of the mean by Student's t; NaN with fewer than two values."""
     if len(values) < 2:
         return np.nan, np.nan
-    reach = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
-    return np.mean(values) - reach, np.mean(values) + reach
+    return stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
 
 
 def paired_difference(first: pd.Series, second: pd.Series) -> np.ndarray:
-    """first − second by seed, in seed order; a seed that one of them lacks is dropped."""
+    """first − second by seed, in order; a seed that one of them lacks is dropped."""
     return (first.sort_index() - second.sort_index()).dropna().to_numpy(float)
 
 
@@ -106,18 +97,14 @@ def holm(p_values: list[float]) -> np.ndarray:
     return np.minimum(adjusted, 1)
 
 
-def effect_sizes(difference: np.ndarray) -> tuple[float, float]:
-    """Mean over sd, and the rank-biserial correlation (W₊ − W₋) / (W₊ + W₋), of differences."""
-    if not len(difference):
-        return np.nan, np.nan
+def effect_sizes(difference: np.ndarray) -> dict[str, float]:
+    """d, mean over sd, and rank_biserial, (W₊ − W₋) / (W₊ + W₋), of at least two differences."""
+    if len(difference) < 2 or not difference.any():
+        return {"d": np.nan, "rank_biserial": np.nan}
     differs = difference[difference != 0]
     ranks = stats.rankdata(abs(differs))
-    spread = difference.std(ddof=1) if len(difference) > 1 else 0.0
-    d = difference.mean() / spread if spread > 0 else np.nan
-    return d, float((np.sign(differs) * ranks).sum() / ranks.sum()) if len(differs) else np.nan
-
-
-# ---- MRR and MSE at once ---------------------------------------------------------------------
+    biserial = (np.sign(differs) * ranks).sum() / ranks.sum()
+    return {"d": difference.mean() / difference.std(ddof=1), "rank_biserial": biserial}
 
 
 def pareto_front(points: np.ndarray) -> np.ndarray:

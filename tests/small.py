@@ -144,8 +144,9 @@ def make_stack(runs=1, n=300, first=0, net=MultiTaskNet, kind=Stack, **options) 
     weights = [0.9, 0.5, 0.2, 1.0, 0.0][first : first + runs]
     columns = *divmod(pairs, 60), ratings, rows, seeds, weights, [1 - x for x in weights]
     structure = {"embedding_dim": 8, "hidden": 6} | pick(Structure, options)
-    options = {"batch_size": 64, "lr": 0.01} | pick(Options, options)
-    return kind(net(40, 60, seeds=seeds, **structure), *columns, **options)
+    methods, options = options.get("weighting"), pick(Options, options)
+    options = {"batch_size": 64, "lr": 0.01} | options
+    return kind(net(40, 60, seeds=seeds, **structure), *columns, methods, **options)
 
 
 def randomise(net: MultiTaskNet, scale: float = 1.0) -> MultiTaskNet:

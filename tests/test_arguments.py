@@ -75,7 +75,8 @@ def test_every_option_is_a_flag_and_an_entry_of_config_json_under_one_name(optio
     asked = resolve(["--epochs", "3", "--log-gradients"])
     alike = asked.keys() & written.keys() - set("lambda_f lambda_r data lr hidden".split())
     other = {name for name in alike if asked[name] != written[name]}
-    assert other == {"embedding_dim", "ranking_dim", "rating_dim", "shared_dims", "split_seed"}
+    dims = {"embedding_dim", "ranking_dim", "rating_dim", "shared_dims"}
+    assert other == {*dims, "split_seed", "weighting"}  # of which a run has one
 
 
 def test_an_option_is_declared_once():

@@ -12,6 +12,7 @@ import multitask
 from models import RATING_HEADS, random_stream
 from multitask import NegativeSampler, Stack, bpr_loss, regression_loss, sigmoid_loss, softmax_loss
 from optimizers import SGD
+from weighting import METHODS
 
 SHARING = [None, 0, 3]
 RECIPE = dict(
@@ -173,7 +174,7 @@ def test_a_weight_of_zero_leaves_that_tasks_own_parameters_untouched(shared_dims
 def test_gradients_in_common_tables_are_compared_and_separate_ones_never_conflict(shared_dims):
     stack = make_stack(3, shared_dims=shared_dims)
     batch, before = next(stack.batches(0)), stack.memory.values.clone()
-    measured = stack.measure_gradients(batch)
+    measured, gram = stack.measure_gradients(batch)
     assert torch.equal(before, stack.memory.values) and not stack.memory.grads.any()
     ranking, rating = [
         torch.autograd.grad(loss.sum(), stack.net.users, retain_graph=True)[0]
@@ -185,6 +186,7 @@ def test_gradients_in_common_tables_are_compared_and_separate_ones_never_conflic
     torch.testing.assert_close(measured["users_norm_ratio"], ratio)
     for name in ("users_cosine", "items_cosine"):
         assert measured[name].any() == (shared_dims is None)
+    assert gram.any() == (shared_dims is None)
 
 
 def test_measuring_gradients_changes_no_draw():
@@ -291,3 +293,91 @@ def test_what_is_left_out_is_left_out_of_the_dropped_out_vectors_too():
         stack.streams = [random_stream(0, "dropout")]
         losses.append(stack.losses(batch)[1])
     torch.testing.assert_close(*losses, atol=1e-6, rtol=1e-5)
+
+
+# ---- task weighting: what the methods do stands in test_weighting.py ------------------------
+
+
+def weighted(methods: list[str], **options):
+    return make_stack(len(methods), weighting=methods, **options)
+
+
+@pytest.mark.parametrize("shared_dims", SHARING)
+@pytest.mark.parametrize("rating_biases", [False, True])
+def test_written_out_a_method_steps_as_by_autograd(shared_dims, rating_biases):
+    methods = [name for name in METHODS if name != "adatask"]
+    options = {"shared_dims": shared_dims, "rating_biases": rating_biases}
+    for group in (methods[:5], methods[5:10], methods[10:15], methods[-5:]):
+        ours, theirs = (weighted(group, **options) for _ in range(2))
+        theirs.written_out = False
+        logged, expected = ours.run_epoch(0), theirs.run_epoch(0)
+        assert ours.written_out  # it is proved: losses and gradients within 1e-5
+        for name, values in expected.items():
+            torch.testing.assert_close(logged[name], values, atol=1e-4, rtol=1e-3, equal_nan=True)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("more", [{}, RECIPE, {**RECIPE, "batch_by": "interaction"}])
+def test_a_run_of_any_method_in_a_stack_is_the_run_alone(method, more):
+    stack, alone = weighted(["mgda", method], **more), weighted([method], first=1, **more)
+    for epoch in range(2):
+        together, its = stack.run_epoch(epoch), alone.run_epoch(epoch)
+    for ours, theirs in zip(stack.net.parameters(), alone.net.parameters(), strict=True):
+        torch.testing.assert_close(ours[1:], theirs, atol=1e-4, rtol=0)
+    for name in its.keys() & together.keys() - {"norm_ratio", "weighted_norm_ratio"}:
+        torch.testing.assert_close(together[name][1:], its[name], atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("written_out", [None, False])
+def test_where_nothing_is_shared_every_gradient_method_is_equal_weights(written_out):
+    gradient = [name for name, method in METHODS.items() if not method.weights_own]
+    for method in gradient:
+        stack, equal = (weighted([m], shared_dims=0) for m in (method, "fixed"))
+        equal.weighting.shared.fill_(1)
+        for each in (stack, equal):
+            each.written_out = written_out
+            each.run_epoch(0)
+        torch.testing.assert_close(stack.memory.values, equal.memory.values, atol=1e-6, rtol=0)
+
+
+def test_shared_columns_step_by_the_weights_and_own_ones_by_their_task():
+    stack = weighted(["mgda", "rating-probe", "fixed"], shared_dims=3)
+    stack.prepare()
+    batch = next(stack.batches(0))
+    tasks = [stack.memory.gradients(loss.sum()) for loss in stack.losses(batch)]
+    by_task = [dict(zip(stack.memory.names, stack.memory.views(x), strict=True)) for x in tasks]
+    made = stack.fill_gradients(batch)
+    assert made.weights[1].tolist() == [1, 0]
+    own = torch.tensor([[1.0, 1], [1, 1], [0.2, 0.8]])
+    for name, parameter in stack.net.named_parameters():
+        f, r = (own[:, task, None, None] * by_task[task][name] for task in (0, 1))
+        expected = f + r
+        if name in ("users", "items"):
+            f, r = (made.weights[:, k, None, None] * by_task[k][name] for k in (0, 1))
+            expected[..., 5:8] = (f + r)[..., 5:8]
+        torch.testing.assert_close(parameter.grad, expected, atol=1e-6, rtol=1e-4)
+
+
+def test_adatask_is_two_adams_whose_steps_add_up():
+    stack = weighted(["adatask"], lr=0.01)
+    start = stack.memory.values.clone()
+    batch = next(stack.batches(0))
+    tasks = [stack.memory.gradients(loss.sum()) for loss in stack.losses(batch)]
+    stack.written_out = False
+    stack.step(batch)
+    steps = torch.zeros_like(start)
+    for gradient in tasks:
+        parameter = torch.nn.Parameter(torch.zeros_like(start))
+        parameter.grad = gradient
+        torch.optim.Adam([parameter], lr=0.01).step()
+        steps += parameter.data
+    torch.testing.assert_close(stack.memory.values - start, steps, atol=1e-6, rtol=1e-4)
+
+
+def test_famo_sees_the_same_batch_dropped_out_alike_after_the_step(monkeypatch):
+    stack, seen = weighted(["famo"], **{**RECIPE, "lr": 1e-12}), []
+    monkeypatch.setattr(stack.weighting, "after", seen.append)
+    stack._draw_from("dropout", 0)
+    stack.written_out = False
+    made = stack.step(next(stack.batches(0)))
+    torch.testing.assert_close(seen[0], made.losses)

@@ -172,7 +172,8 @@ def test_an_ensemble_beats_its_members_and_predicts_their_mean(finished):
 
 
 def test_closing_table_gives_the_t_interval():
-    results = [dict(lambda_f=1.0, lambda_r=0.5, mrr=m, mse=2 * m) for m in (1.0, 2.0, 3.0, 6.0)]
+    setting = {"weighting": "fixed", "lambda_f": 1.0, "lambda_r": 0.5}
+    results = [setting | {"mrr": m, "mse": 2 * m} for m in (1.0, 2.0, 3.0, 6.0)]
     # mean 3, sd 2.1602, t(0.975; 3) = 3.18245: half-width 3.18245 * 2.1602 / 2 = 3.4374
     assert "3.0000 ± 2.1602 [-0.4374, 6.4374]" in train.closing_table(results)
 

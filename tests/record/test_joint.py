@@ -1,172 +1,158 @@
 """What is committed of the joint model: recipe, settings, and documents against their lines."""
 
 import json
-import re
+from itertools import product
 
 import numpy as np
-import pytest
+import pandas as pd
 from scipy import stats
 
-from arguments import resolve
+from arguments import pick, resolve
 from joint import baselines, recipe, tune
-from joint.design import ARMS, METRICS, PLANNED, ROOT, SPECIALISTS, TEMPORAL, label
-from joint.report import DOCUMENTS, results_text
+from joint.design import ARMS, METRICS, PLANNED, ROOT, SPECIALISTS, TARGETS, TEMPORAL, label
+from joint.report import documents
+from models import MultiTaskNet, Structure
 from study import records
 
-RESULTS = ROOT / "results"
-TEXT = results_text(RESULTS)
+TEXT, TABLES, _ = documents(ROOT / "results")
 RECIPE, METHODS, TUNING, SEARCHES = (
-    records.read(RESULTS / f"{name}.jsonl")
+    records.read(ROOT / f"results/{name}.jsonl")
     for name in ("recipe", "baselines", "tuning", "baselines_tuning")
 )
-WIDE = "separate, each task as wide"
+BEST = resolve(["@recipes/best.txt"])
+ROWS = {k: [row[2:-2].split(" | ") for row in v.splitlines()[2:]] for k, v in TABLES.items()}
+RUNS = pd.DataFrame(RECIPE + METHODS).assign(name=lambda runs: runs.arm.fillna(runs.method))
+RUNS = {key: own.sort_values("seed") for key, own in RUNS.groupby(["split", "name"])}
 
 
-def values(name: str, metric: str, split: str = "random") -> list[float]:
+def values(name: str, metric: str, split: str = "random") -> np.ndarray:
     """By seed; none where the method has no such metric."""
-    chosen = [each for each in RECIPE + METHODS if name in (each.get("arm"), each.get("method"))]
-    own = {line["seed"]: line[metric] for line in chosen if line["split"] == split}
-    return [own[seed] for seed in sorted(own) if own[seed] is not None]
+    return RUNS[split, name][metric].dropna().to_numpy(float)
 
 
 def best_first(metric: str, split: str = "random") -> list[str]:
-    means = {name: np.mean(values(name, metric, split) or [np.nan]) for name in baselines.METHODS}
-    names = [name for name in means if np.isfinite(means[name])]
-    return sorted(names, key=lambda name: -METRICS[metric] * means[name])
+    names = [name for name in baselines.METHODS if len(values(name, metric, split))]
+    return sorted(names, key=lambda name: -METRICS[metric] * values(name, metric, split).mean())
 
 
-def row(table: str, start: str) -> list[str]:
-    """The cells of the one row whose label is this, or this and a note in brackets."""
-    rows = [line.strip("| ").split(" | ") for line in TEXT[table].splitlines()]
-    (found,) = (cells for cells in rows if re.sub(r" \(.*", "", cells[0]) == start)
-    return [cell.strip() for cell in found[1:]]
+def spread(own: np.ndarray) -> str:
+    deviation = f" ± {np.std(own, ddof=1):.4f}" if len(own) > 1 else ""
+    return f"{np.mean(own):.4f}{deviation}" if len(own) else "—"
 
 
-def spread(numbers: list[float]) -> str:
-    return f"{np.mean(numbers):.4f}" + (f" ± {np.std(numbers, ddof=1):.4f}" if numbers[1:] else "")
-
-
-def paired(first: str, second: str, metric: str, split: str = "random") -> tuple[str, str]:
-    """The difference with its interval as text, and what it says of sharing."""
+def paired(first: str, second: str, metric: str, split: str = "random") -> tuple[str, int]:
+    """The difference with its interval as text, and +1, −1 or 0 as it is better, worse or open."""
     test = stats.ttest_rel(values(first, metric, split), values(second, metric, split))
     low, high = test.confidence_interval(0.95)
-    told = f"{(low + high) / 2:+.4f} [{low:+.4f}, {high:+.4f}]".replace("-", "−")
-    better, worse = (low > 0, high < 0) if metric == "mrr" else (high < 0, low > 0)
-    return told, "helps" if better else "hurts" if worse else "no difference seen"
+    sign = METRICS[metric] * (int(low > 0) - int(high < 0))
+    return f"{(low + high) / 2:+.4f} [{low:+.4f}, {high:+.4f}]".replace("-", "−"), sign
 
 
-def test_the_documents_tables_are_those_of_the_results():
-    assert [records.stale_blocks(ROOT / name, TEXT) for name in DOCUMENTS] == [[], []]
-    there = {table for name in DOCUMENTS for table in records.block_names(ROOT / name)}
-    assert TEXT.keys() <= there
+def test_the_documents_are_what_the_results_make_of_them():
+    assert (ROOT / "RESULTS.md").read_text(encoding="utf-8") == TEXT
+    readme = ROOT / "README.md"
+    assert records.filled(readme, TABLES) == readme.read_text()
+    assert "<!-- table: readme_joint -->" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("metric, table", [("mrr", "joint_ranking"), ("mse", "joint_rating")])
-def test_a_tasks_table_has_each_method_on_each_split_the_best_specialist_first(metric, table):
-    names = ["best", "ensemble", *best_first(metric)]
-    lines = TEXT[table].splitlines()[2:]
-    assert [line.split(" | ")[0] for line in lines] == [f"| {label(name)}" for name in names]
-    for name in names:
-        own = values(name, metric)
-        assert row(table, label(name))[:6] == [spread(own), *(f"{each:.4f}" for each in own)]
+def test_a_table_has_ours_on_each_split_and_then_the_specialists_the_best_first():
+    for metric, table in {"mrr": "ranking", "mse": "rating"}.items():
+        names = ["best", "ensemble", *best_first(metric)]
+        for name, row in zip(names, ROWS[table], strict=True):
+            own = values(name, metric)
+            assert row[:7] == [label(name), spread(own), *(f"{each:.4f}" for each in own)]
+    names = [*TEMPORAL, *best_first("mrr", "temporal"), *best_first("mse", "temporal")]
+    for name, row in zip(names, ROWS["temporal"], strict=True):
+        mrr, mse = (values(name, metric, "temporal") for metric in METRICS)
+        assert row[:4] == [label(name), str(max(len(mrr), len(mse))), spread(mrr), spread(mse)]
 
 
-@pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("name", ["best", "ensemble"])
-def test_the_verdict_is_the_paired_difference_to_the_best_specialist(name, metric):
-    ours, other = values(name, metric), best_first(metric)[0]
-    start = f"- {label(name)}, **{metric.upper()} {np.mean(ours):.4f}**: "
-    (line,) = (line for line in TEXT["joint_verdict"].splitlines() if line.startswith(start))
-    assert f"{paired(name, other, metric)[0]} against {label(other)} (" in line
-    pairs = zip(ours, values(other, metric), strict=True)
-    won = sum(METRICS[metric] * (a - b) > 0 for a, b in pairs)
-    assert f"better on {won} of 5 splits" in line
+def test_the_verdict_is_the_paired_difference_to_the_best_specialist_and_to_the_target():
+    for name, (metric, target) in product(("best", "ensemble"), TARGETS.items()):
+        other, up, ours = best_first(metric)[0], METRICS[metric], values(name, metric)
+        theirs, (told, sign) = values(other, metric), paired(name, other, metric)
+        word, beyond = ["not settled", "ahead", "behind"][sign], np.mean(ours) - target
+        text = f"{label(name)}, **{metric.upper()} {np.mean(ours):.4f}**: {told} against "
+        text += (
+            f"{label(other)} ({np.mean(theirs):.4f}), better on {(ours * up > theirs * up).sum()}"
+        )
+        text += (
+            f" of 5 splits: {word}. The target, at {'least' if up > 0 else 'most'} {target}, is "
+        )
+        text += f"{'met' if up * beyond >= 0 else 'missed'} ({beyond:+.5f}).\n"
+        assert text.replace("-", "−") in TEXT
 
 
 def test_an_arms_row_is_its_paired_difference_to_its_reference_in_the_designs_order():
-    notes = [line.split(" | ")[0].strip("| ") for line in TEXT["joint_ablation"].splitlines()[2:]]
-    assert [re.sub(r" \(.*", "", note) for note in notes] == [label(name) for name in ARMS]
-    for (name, arm), note in zip([*ARMS.items()][1:], notes[1:], strict=True):
-        cells = row("joint_ablation", label(name))
-        mrr = "—" if name == "rating alone" else paired(name, arm.against, "mrr")[0]
-        mse = "—" if name == "ranking alone" else paired(name, arm.against, "mse")[0]
-        assert [cells[1], cells[3]] == [mrr, mse], name
-        commits = {line["commit"][:7] for line in RECIPE if line.get("arm") == name}
-        assert arm.on_record == any(f"on record, commit {each}" in note for each in commits)
-        assert (f"(against “{arm.against}”" in note) == (arm.against != "best")
+    for (name, arm), row in zip(ARMS.items(), ROWS["ablation"], strict=True):
+        notes = [] if arm.against == "best" else [f"against “{arm.against}”"]
+        if arm.on_record:
+            notes.append(f"on record, commit {RUNS['random', name].commit.iloc[0][:7]}")
+        cells = [f"{label(name)} ({'; '.join(notes)})" if notes else label(name)]
+        for metric, untrained in {"mrr": "rating alone", "mse": "ranking alone"}.items():
+            change = "" if name == "best" else paired(name, arm.against, metric)[0]
+            own = [spread(values(name, metric)), change]
+            cells += ["—", "—"] if name == untrained else own
+        assert row[:5] == cells
         if arm.against != "best":
             told = " and ".join(paired(name, "best", metric)[0] for metric in METRICS)
-            assert f"{name} {told}" in TEXT["joint_references"]
-    assert row("joint_ablation", "rating alone")[0] == "—"
-    assert row("joint_ablation", "ranking alone")[2] == "—"
+            assert f"{name} {told}" in TEXT
 
 
 def test_sharing_is_judged_by_the_recipe_minus_its_separate_arms_and_each_task_alone():
-    arms = [(WIDE, WIDE), ("separate, as many parameters",) * 2, ("ranking alone", "rating alone")]
-    splits = ["random"] * 3 + ["temporal"]
-    lines = zip(TEXT["joint_sharing"].splitlines(), [*arms, (WIDE, WIDE)], splits, strict=True)
-    for line, names, split in lines:
-        for metric, name in zip(METRICS, names, strict=True):
-            told, word = paired("best", name, metric, split)
-            assert f"{metric.upper()} {told} ({word})" in line
-
-
-def test_the_temporal_table_has_ours_over_seeds_and_the_specialists_of_both_tasks():
-    for name in TEMPORAL:
-        levels = [spread(values(name, metric, "temporal")) for metric in METRICS]
-        assert row("joint_temporal", label(name))[:3] == ["5", *levels]
-    others = [name for metric in METRICS for name in best_first(metric, "temporal")]
-    for name in others:
-        assert row("joint_temporal", label(name))[0] == "1"
-    assert len(TEXT["joint_temporal"].splitlines()) == 2 + len(TEMPORAL) + len(others)
+    wide, narrow = ["separate, each task as wide"] * 2, ["separate, as many parameters"] * 2
+    names = [*wide, *narrow, "ranking alone", "rating alone", *wide]
+    splits = ["random"] * 6 + ["temporal"] * 2
+    for name, metric, split in zip(names, ["mrr", "mse"] * 4, splits, strict=True):
+        told, sign = paired("best", name, metric, split)
+        word = ["no difference seen", "helps", "hurts"][sign]
+        assert f"{metric.upper()} {told} ({word})" in TEXT
 
 
 def test_cost_and_search_add_up():
     seconds = [line["seconds"] for line in RECIPE if "seconds" in line][-1]
     joint, ease, fm = (np.median(seconds[name]) for name in ("joint", *SPECIALISTS))
-    assert row("joint_ranking", "one joint model")[-1] == f"{joint:.1f}"
-    assert f"EASE {ease:.1f} s and myFM, implicit features {fm:.1f} s" in TEXT["joint_cost"]
-    assert f"takes {joint:.1f} s" in TEXT["joint_cost"]
-    shares = f"costs {joint / (ease + fm):.2f} of the two", f"{4 * joint / (ease + fm):.2f}."
-    assert all(share in TEXT["joint_cost"] for share in shares)
+    assert ROWS["ranking"][0][-1] == f"{joint:.1f}"
     ours = [line for line in TUNING if line["arguments"] not in SPECIALISTS]
-    hours = sum(line["cpu_seconds_a_fold"] * 4 for line in ours) / 3600
-    told = f"52 trials of 4 folds, and 6 finalists on as many again: {hours:.1f} CPU hours"
-    assert told in TEXT["joint_search"] and len(ours) == 58
-    best = resolve(["@recipes/best.txt"])
-    chosen = [line for line in ours if resolve(line["arguments"].split()) == best]
+    chosen = [line for line in ours if resolve(line["arguments"].split()) == BEST]
     mrr, mse = (np.mean([line[metric] for line in chosen]) for metric in METRICS)
-    assert (
-        f"Over 8 validation parts the settings chosen have MRR {mrr:.4f} and MSE {mse:.4f};"
-        in (TEXT["joint_search"])
-    )
-    hours = sum(sum(line["fit_seconds"]) for line in SEARCHES) / 3600
-    assert (
-        f"{len(SEARCHES)} trials, from 4 to 50 a method, {hours:.1f} hours"
-        in (TEXT["joint_search"])
-    )
+    hours = sum(line["cpu_seconds_a_fold"] * 4 for line in ours) / 3600
+    fitting = sum(sum(line["fit_seconds"]) for line in SEARCHES) / 3600
+    trials = pd.Series([line["method"] for line in SEARCHES]).value_counts()
+    for told in (
+        f"takes {joint:.1f} s, EASE {ease:.1f} s and myFM, implicit features {fm:.1f} s",
+        f"costs {joint / (ease + fm):.2f} of the two",
+        f"4 such fits: {4 * joint / (ease + fm):.2f}.",
+        f"{len(ours) - 6} trials of 4 folds, and 6 finalists on as many again: {hours:.1f} CPU",
+        f"Over 8 validation parts the settings chosen have MRR {mrr:.4f} and MSE {mse:.4f};",
+        f"{len(SEARCHES)} trials, from {trials.min()} to {trials.max()} a method, {fitting:.1f} h",
+    ):
+        assert told in TEXT
 
 
-def test_the_search_replays_from_its_record_and_ends_with_the_recipe(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(tune, "validate", None)  # nothing is left to train
-    path, lines = tmp_path / "tuning.jsonl", (RESULTS / "tuning.jsonl").read_text()
-    path.write_text(lines)
-    assert tune.main(["--out", str(path)]) == 0
-    best = json.loads(capsys.readouterr().out)
-    assert resolve(best["arguments"].split()) == resolve(["@recipes/best.txt"])
-    assert path.read_text() == lines
+def recorded_line(arguments: str, first: int = 0) -> dict:
+    """In place of training; a worker process finds it by its name."""
+    return [line for line in TUNING if line["arguments"] == arguments][1 if first else 0]
 
 
-def test_settings_are_those_the_recorded_search_chose():
-    for name, method in baselines.METHODS.items():
-        tried = [line for line in SEARCHES if line["method"] == name]
-        assert len(tried) <= method.trials and bool(tried) == bool(method.space)
-        assert all(len(line["mrr"]) == method.folds for line in tried)
-        if tried:
-            assert method.settings == min(tried, key=baselines.validation_loss)["settings"]
+def test_a_search_goes_on_and_ends_with_the_settings_in_use(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(tune, "validate", recorded_line)
+    hand_made = [line for line in TUNING if not line.get("first_fold")][tune.TRIALS :]
+    for kept in (TUNING, TUNING[:11] + hand_made):
+        path = tmp_path / f"{len(kept)}.jsonl"
+        records.append(path, kept)
+        assert tune.main(["--out", str(path)]) == 0
+        assert resolve(json.loads(capsys.readouterr().out)["arguments"].split()) == BEST
+        assert sorted(map(str, records.read(path))) == sorted(map(str, TUNING))
+    records.append(tmp_path / "baselines_tuning.jsonl", SEARCHES)
+    monkeypatch.setattr(baselines, "fit_and_test", None)  # nothing is left to train
+    for name in baselines.TUNABLE:
+        assert baselines.tune(name, None, tmp_path) == baselines.METHODS[name].settings
+        folds = {len(line["mrr"]) for line in SEARCHES if line["method"] == name}
+        assert folds == {baselines.METHODS[name].folds}
 
 
-def test_every_arm_is_on_record_as_it_is_planned_and_says_what_made_it():
+def test_every_arm_is_on_record_as_it_is_planned_with_its_size_and_what_made_it():
     lines = [line for line in RECIPE if "arm" in line]
     assert {line["arm"] for line in lines} == ARMS.keys()
     planned = {stack["stack"]: resolve(stack["arguments"]) for stack in recipe.plan()}
@@ -178,3 +164,8 @@ def test_every_arm_is_on_record_as_it_is_planned_and_says_what_made_it():
         args = planned.get(line["stack"], {})
         common = args.keys() & told.keys() - {"split_seed"}
         assert [name for name in common if args[name] != told[name]] == [], line["stack"]
+        if args and line["seed"] == 0:
+            net = MultiTaskNet(943, 1682, seeds=range(args["ensemble"]), **pick(Structure, args))
+            size = f"{sum(each.numel() for each in net.parameters()) / 1e6:.2f}"
+            size = "—" if line["arm"] in ("ranking alone", "rating alone") else size
+            assert ROWS["ablation"][list(ARMS).index(line["arm"])][-1] == size

@@ -5,24 +5,25 @@ import pytest
 from study import records
 from study.records import Results, as_text
 
+WANT = {"a": {"runs": 3, "epochs": 1}, "b": {"runs": 3, "epochs": 1}, "levels": {"runs": 3}}
+
 
 def lines(stack: str, n: int, of: int = 3, epochs: int = 1) -> str:
-    run = {"stack": stack, "stack_size": of, "epochs": epochs}
-    return as_text(run | {"seed": seed} for seed in range(n))
-
-
-WANT = {name: {"runs": 3, "epochs": 1} for name in "ab"}
+    run = {"stack": stack, "seed": 0}  # without more where nothing trains
+    trained = {"stack_size": of, "epochs": epochs} if stack in "ab" else {}
+    return as_text([run | trained] * n)
 
 
 @pytest.mark.parametrize("torn", ['{"stack": "b", "se', ""])
-def test_whole_stacks_are_done_and_a_torn_one_is_done_again(tmp_path, torn):
+@pytest.mark.parametrize("last", ["b", "levels"])
+def test_whole_stacks_are_done_and_a_torn_one_is_done_again(tmp_path, torn, last):
     path = tmp_path / "study.jsonl"
-    path.write_text(lines("a", 3) + lines("b", 2) + torn)
+    path.write_text(lines("a", 3) + lines(last, 2) + torn)
     results = Results(path, WANT)
     assert results.done == {"a"} and path.read_text() == lines("a", 3)
-    results.append([{"stack": "b", "epochs": 1}] * 3)
-    assert Results(path, WANT).done == {"a", "b"}
-    assert Results(path, {}).done == {"a", "b"}  # another command's stacks stay
+    results.append([{"stack": last, "epochs": 1}] * 3)
+    assert Results(path, WANT).done == {"a", last}
+    assert Results(path, {}).done == {"a", last}  # another command's stacks stay
 
 
 @pytest.mark.parametrize(
@@ -60,18 +61,14 @@ def test_what_made_a_line_names_commit_and_versions():
 
 
 def test_tables_are_replaced_and_all_else_stays(tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text(
-        "a | b\n<!-- table: one -->old<!-- end -->\n<!-- table: gone -->7<!-- end --> <!-- a -->\n"
-    )
+    page, end = tmp_path / "page.md", "<!-- end -->"
+    text = f"a | b\n<!-- table: one -->{{}}{end}\n<!-- table: gone -->7{end} <!-- a -->\n"
+    page.write_text(text.format("old"))
     assert records.block_names(page) == ["one", "gone"]
     assert records.stale_blocks(page, {"one": "| 1 |", "two": ""}) == ["one"]
     records.write_blocks(page, {"one": "| 1 |"})
-    assert page.read_text() == (
-        "a | b\n<!-- table: one -->\n\n| 1 |\n\n<!-- end -->\n"
-        "<!-- table: gone -->7<!-- end --> <!-- a -->\n"
-    )
+    assert page.read_text() == text.format("\n\n| 1 |\n\n")
     assert records.stale_blocks(page, {"one": "| 1 |"}) == []
-    page.write_text("<!-- table: a -->1 <!-- table: b -->2<!-- end -->")
+    page.write_text(f"<!-- table: a -->1 <!-- table: b -->2{end}")
     with pytest.raises(ValueError, match=r"page\.md: the table a has no"):
         records.write_blocks(page, {"b": "2"})

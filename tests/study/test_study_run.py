@@ -11,28 +11,32 @@ import pytest
 
 from data import load
 from study import faults, run
-from study.design import PLANNED, VARIANTS, plan
-from study.records import as_text
+from study.design import ARMS, SELECTED, VARIANTS, plan
+from study.records import as_text, read
 
 ROOT = Path(__file__).parents[2]
+SMALL = ["--embedding-dim", "4", "--hidden", "4", "--seeds", "0,1", "--epochs"]
+
+
+def test_the_plan_names_every_arm_once_and_the_command_lists_it(capsys):
+    stacks = plan(list(range(10)), 200)
+    for unique in ("stack", "arm", "arguments"):
+        assert len({json.dumps(stack[unique]) for stack in stacks}) == len(stacks) == 51
+    assert run.main(["--dry-run"]) == 0
+    *listed, total = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in listed[:51]] == list(ARMS)
+    assert total == f"57 stacks, {510 + 63 + 15} runs"
 
 
 def test_the_command_refuses_to_replace_what_is_on_record(tmp_path, capsys):
     path, stack = tmp_path / "study.jsonl", plan([0], 1)[0]["stack"]
     text = as_text({"stack": stack, "stack_size": 10, "epochs": 200} for _ in range(10))
     path.write_text(text)
-    with pytest.raises(SystemExit, match="2"):
-        run.main(["--out", str(path), "--seeds", "0-2", "--only", "report"])
-    assert "name another file by --out" in capsys.readouterr().err
+    for given, told in ((["report"], "name another file by --out"), (["rest"], "invalid choice")):
+        with pytest.raises(SystemExit, match="2"):
+            run.main(["--out", str(path), "--seeds", "0-2", "--only", *given])
+        assert told in capsys.readouterr().err
     assert path.read_text() == text
-
-
-def test_the_plan_names_every_arm_once():
-    stacks = plan(list(range(10)), 200)
-    assert len({stack["stack"] for stack in stacks}) == len(stacks) == 51
-    assert len({json.dumps(stack["arguments"]) for stack in stacks}) == 51
-    assert sum(stack["runs"] for stack in stacks) == 510
-    assert sum(PLANNED.values()) == 51
 
 
 def test_a_stack_goes_on_with_its_own_folder_and_replaces_another_studys(
@@ -41,23 +45,24 @@ def test_a_stack_goes_on_with_its_own_folder_and_replaces_another_studys(
     monkeypatch.setattr(run, "die_with_parent", lambda: None)
     commands, real = [], run.train.main
     monkeypatch.setattr(run.train, "main", lambda argv: commands.append(argv) or real(argv))
-    small = ["--data", str(ratings_csv), "--embedding-dim", "4", "--hidden", "4", "--seeds", "0,1"]
-    stack = dict(stack="a", experiment="report", protocol="report")
-    for epochs in ("2", "2", "3"):
-        assert run.work(stack | {"arguments": [*small, "--epochs", epochs]}, tmp_path) == 0
-        lines = [json.loads(line) for line in (tmp_path / "lines.jsonl").read_text().splitlines()]
-        assert [(line["seed"], line["epochs"]) for line in lines] == [
-            (0, int(epochs)),
-            (1, int(epochs)),
-        ]
+    stack = dict(stack="a", experiment="selected", protocol="selected")
+    small = ["--data", str(ratings_csv), "--split", "temporal", *SELECTED.split(), *SMALL]
+    for epochs in (2, 2, 3):
+        run.work(stack | {"arguments": [*small, str(epochs)]}, tmp_path)
+        lines = read(tmp_path / "lines.jsonl")
+        assert [(line["seed"], line["epochs"]) for line in lines] == [(0, epochs), (1, epochs)]
+    for line in lines:
+        ranks = np.array(line["reciprocal_ranks"], float)
+        assert np.nanmean(ranks) == pytest.approx(line["mrr"], rel=1e-4)
+        assert {"own_mrr", "own_mse", "last_mrr", "last_mse"} <= set(line)
+        assert 0 <= line["cold_users"] <= line["cold_user_rows"] <= line["test_rows"] == 200
     assert ["--resume" in command for command in commands] == [False, True, False]
 
 
 def test_each_fault_does_to_training_what_it_did_to_the_report(ratings_csv):
-    curves = {
-        name: faults.run_variant(name, [0], 30, str(ratings_csv))[0]["curves"] for name in VARIANTS
-    }
-    variance = np.var(load(str(ratings_csv)).ratings)
+    source = str(ratings_csv)
+    curves = {name: faults.run_variant(name, [0], 30, source)[0]["curves"] for name in VARIANTS}
+    variance = np.var(load(source).ratings)
     for name in curves:  # against every rating of the batch, the mean is the best answer
         broadcast = name in ("broadcast MSE", "all three")
         assert (curves[name]["regression_loss"][-1] > 0.95 * variance) == broadcast, name
@@ -79,43 +84,29 @@ sys.exit(not run_stacks(stacks, results, out.parent / "runs", 2))
 
 
 def test_killed_at_any_moment_and_started_again_it_ends_with_the_same_lines(ratings_csv, tmp_path):
-    small = ["--data", str(ratings_csv), "--embedding-dim", "4", "--hidden", "4", "--seeds", "0,1"]
-    small += ["--epochs", "40"]
-    stacks = [
-        dict(stack=name, experiment="report", protocol="report", runs=2, epochs=40, arguments=more)
-        for name, more in (("a", small), ("b", [*small, "--separate"]), ("c", [*small, "--lr=1"]))
-    ]
+    small = ["--data", str(ratings_csv), *SMALL, "40"]
+    arms = {"a": small, "b": [*small, "--separate"], "c": [*small, "--lr=1"]}
+    shape = dict(experiment="report", protocol="report", runs=2, epochs=40)
+    stacks = json.dumps([shape | {"stack": n, "arguments": more} for n, more in arms.items()])
 
-    def command(folder):
+    def start(folder):
         (tmp_path / folder).mkdir(exist_ok=True)
-        return [sys.executable, "-c", STUDY, str(tmp_path / folder / "s.jsonl"), json.dumps(stacks)]
+        path = str(tmp_path / folder / "s.jsonl")
+        return subprocess.Popen([sys.executable, "-c", STUDY, path, stacks], cwd=ROOT)
 
     def lines(folder):
-        text = (tmp_path / folder / "s.jsonl").read_text()
-        return sorted(
-            json.dumps({k: v for k, v in json.loads(line).items() if "seconds" not in k})
-            for line in text.splitlines()
-        )
+        whole = read(tmp_path / folder / "s.jsonl")
+        timeless = ({k: v for k, v in line.items() if "seconds" not in k} for line in whole)
+        return sorted(json.dumps(line) for line in timeless)
 
-    start = time.monotonic()
-    assert subprocess.run(command("alone"), cwd=ROOT).returncode == 0
-    lasts = time.monotonic() - start
+    before = time.monotonic()
+    assert start("alone").wait() == 0
+    lasts = time.monotonic() - before
     for share in (0.5, 0.7, 0.9):
-        running = subprocess.Popen(command("killed"), cwd=ROOT)
+        running = start("killed")
         time.sleep(share * lasts)
         running.kill()
         running.wait()
-    assert subprocess.run(command("killed"), cwd=ROOT).returncode == 0
+    assert start("killed").wait() == 0
     assert len(lines("alone")) == 6
     assert lines("killed") == lines("alone")
-
-
-@pytest.mark.parametrize("kept", [9, 8])
-def test_baselines_cut_short_are_done_again(tmp_path, monkeypatch, kept):
-    path = tmp_path / "study.jsonl"
-    monkeypatch.setattr(run, "baseline_lines", lambda seeds: [{"stack": "baselines"}] * 9)
-    run.main(["--out", str(path), "--seeds", "0", "--only", "baselines"])
-    whole = path.read_text()
-    path.write_text("".join(whole.splitlines(keepends=True)[:kept]))
-    run.main(["--out", str(path), "--seeds", "0", "--only", "baselines"])
-    assert path.read_text() == whole
