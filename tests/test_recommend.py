@@ -46,12 +46,12 @@ def outputs(model, user: int, items) -> np.ndarray:
 def titled(one_run, monkeypatch):
     """one_run, for the command too, with titles and ids of its own: users from 500, items 1000.
 
-    Items 1000 and 1001 share a title, item 1002 has none.
+    Items 1000 and 1001 share a title, item 1002 has none, item 1003's is the id of another.
     """
     run = load_run(one_run)
     labels = {"user_labels": np.arange(500, 620), "item_labels": np.arange(1000, 1150)}
     titles = [f"Film {label} (1990)" for label in labels["item_labels"]]
-    titles[1], titles[2] = titles[0], ""
+    titles[1:4] = titles[0], "", "1004"
     data = dataclasses.replace(run.data, **labels, item_titles=np.array(titles))
     run = dataclasses.replace(run, data=data)
     monkeypatch.setattr(recommend, "load_run", lambda folder: run)
@@ -118,6 +118,7 @@ def test_the_command_prints_what_python_gives(titled, tmp_path):
     code, out, _ = command(*asked, "--new", "Film 1009 (1990)=5", "1010=1", "--format", "json")
     assert expected.to_dict("records") == json.loads(out)
     assert titled.described([2])["title"][0] == "1002"  # the id where there is no title
+    assert titled.place("item", "1004") == 4  # an id goes before a title
 
 
 @pytest.mark.parametrize(
