@@ -21,7 +21,7 @@ Shapes: R runs, B batch, D embedding dimension, H hidden units, W = D_F + D_R - 
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated
 
 import torch
@@ -326,6 +326,16 @@ class MultiTaskNet(nn.Module):
             self.by_user = Interacted(users, items, self.n_users, self.n_items)
         if self.structure.item_history:
             self.by_item = Interacted(items, users, self.n_items, self.n_users)
+
+    def as_used(self) -> "MultiTaskNet":
+        """A copy without histories: its tables are the vectors u_i and q_j as used."""
+        users = torch.arange(self.n_users, device=self.run.device).expand(len(self.run), -1)
+        options = asdict(self.structure) | {"user_history": False, "item_history": False}
+        net = MultiTaskNet(self.n_users, self.n_items, seeds=range(len(self.run)), **options)
+        state = {k: v for k, v in self.state_dict().items() if not k.startswith("history_")}
+        net.load_state_dict(state | {"users": self.user_rows(users), "items": self.catalogue()})
+        net.mean_rating = self.mean_rating
+        return net.to(users.device).requires_grad_(False).eval()
 
     def rows(self, table: Tensor, ids: Tensor) -> Tensor:
         """(R, n, C) and (R, B) -> (R, B, C): each run's own rows of a table."""

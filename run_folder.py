@@ -15,6 +15,7 @@ or not at all (temporary file, flush, rename), and none is ever read with pickle
 
 import contextlib
 import csv
+import difflib
 import functools
 import hashlib
 import io
@@ -29,6 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import safetensors.torch
 import torch
 from torch.utils.tensorboard import SummaryWriter
@@ -324,13 +326,107 @@ def finished_results(state: dict) -> list[dict] | None:
 
 @dataclass(frozen=True)
 class Run:
-    """A trained run: ``model`` (see models.OneRun), its ``data``, ``split`` and ``config``."""
+    """A trained run: ``model`` (see models.OneRun), its ``data``, ``split`` and ``config``.
+
+    Users and items are given to its methods by their original ids, items by their titles too; who
+    isn't known is a ValueError that names the nearest.
+    """
 
     model: OneRun
     data: Interactions
     split: Split
     config: dict
     history: list[dict]
+
+    def recommend(
+        self, user: object, n: int = 10, mix: float = 0.0, known: bool = False
+    ) -> pd.DataFrame:
+        """A user's n best items as rows of item, score, rating and title, best first.
+
+        They are ordered by the interaction score; with 0 < ``mix`` <= 1 by
+        (1 − mix) · score + mix · predicted rating, both standardised over the user's candidates.
+        Candidates are the items outside the user's training and validation part, or with
+        ``known`` all. Raises ValueError for n below 1 and mix outside [0, 1].
+        """
+        u = self.place("user", user)
+        left_out = self.data.item_ids[[] if known else self.known_rows[u]]
+        return self.best_items(self.served, u, left_out, n, mix)
+
+    def predict(self, user: object, item: object) -> dict[str, float]:
+        """Predicted rating, score, and rank of a pair: 1 + unseen items that score higher."""
+        u, i = self.place("user", user), self.place("item", item)
+        scores = self.served.interaction_scores(torch.tensor([u]))[0]
+        rating = self.served.ratings(torch.tensor([u]), torch.tensor([i])).item()
+        unseen = np.delete(np.arange(self.data.n_items), self.data.item_ids[self.known_rows[u]])
+        rank = 1 + int((scores[unseen] > scores[i]).sum())
+        return {"rating": rating, "score": scores[i].item(), "rank": rank, "unseen": len(unseen)}
+
+    @functools.cached_property
+    def served(self) -> OneRun:
+        """The model with its histories summed up once: to be asked for many users."""
+        return OneRun(self.model.members.as_used(), self.model.clip)
+
+    @functools.cached_property
+    def known_rows(self) -> list[np.ndarray]:
+        """Of each user the rows of the data that are in its training and validation part."""
+        rows = np.concatenate([self.split.train, self.split.validation])
+        users = self.data.user_ids[rows]
+        ends = np.bincount(users, minlength=self.data.n_users).cumsum()
+        return np.split(rows[np.argsort(users, kind="stable")], ends[:-1])
+
+    def best_items(self, model: OneRun, user: int, left_out, n: int, mix: float) -> pd.DataFrame:
+        """As recommend, of the user of a contiguous id in any model of the same items."""
+        if n < 1 or not 0 <= mix <= 1:
+            raise ValueError(f"n is {n} and mix {mix}: at least 1, and from 0 to 1, would be right")
+        items = torch.from_numpy(np.delete(np.arange(self.data.n_items), left_out))
+        scores = model.interaction_scores(torch.tensor([user]))[0, items]
+        scores, order = scores.sort(descending=True, stable=True)
+        items = items[order] if mix else items[order][:n]
+        ratings = model.ratings(torch.full_like(items, user), items)
+        if mix:  # equal ones stay in the order of their scores
+            both = [
+                (x - x.mean()) / x.std(correction=0).clamp(min=1e-12) for x in (scores, ratings)
+            ]
+            order = torch.lerp(*both, mix).argsort(descending=True, stable=True)[:n]
+            items, scores, ratings = items[order], scores[order], ratings[order]
+        return self.described(items, score=scores[:n], rating=ratings)
+
+    def described(self, items: np.ndarray | torch.Tensor, **columns) -> pd.DataFrame:
+        """Rows of items (n,) by original id, with columns (n,), and titles where there are any."""
+        items = np.asarray(items)
+        columns = {name: np.asarray(values) for name, values in columns.items()}
+        frame = pd.DataFrame({"item": self.data.item_labels[items], **columns})
+        if self.data.item_titles is not None:
+            titles = self.data.item_titles[items]
+            frame["title"] = np.where(titles == "", frame["item"].astype(str), titles)
+        return frame
+
+    def place(self, kind: str, name: object) -> int:
+        """The contiguous id of a "user" or an "item", by original id or, of items, by title."""
+        found, names = self.names[kind].get(str(name), []), self.names[kind]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            ids = ", ".join(map(str, self.data.item_labels[found]))
+            raise ValueError(f"{len(found)} items are called {name!r}: give an id, one of {ids}")
+        near = [other for other in names if str(name).lower() in other.lower()]
+        near = sorted(near, key=len)[:3] or difflib.get_close_matches(str(name), names)
+        labels = self.data.user_labels if kind == "user" else self.data.item_labels
+        nearest = " or ".join(map(repr, near)) or f"an id from {labels[0]} to {labels[-1]}"
+        raise ValueError(f"there is no {kind} {name!r}; {nearest} would be right")
+
+    @functools.cached_property
+    def names(self) -> dict[str, dict[str, list[int]]]:
+        """By "user" and "item" the contiguous ids of each name; an id goes before a title."""
+        data, titles = self.data, {}
+        for i, title in enumerate([] if data.item_titles is None else data.item_titles.tolist()):
+            titles.setdefault(title, []).append(i)
+        titles.pop("", None)
+        users, items = (
+            {str(label): [i] for i, label in enumerate(labels.tolist())}
+            for labels in (data.user_labels, data.item_labels)
+        )
+        return {"user": users, "item": titles | items}
 
 
 def load_run(folder: str | Path) -> Run:
