@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
 from arguments import pick
@@ -108,12 +107,6 @@ def same_run(one, other) -> bool:
     ours, its = parameters(one), parameters(other)
     equal = ours.keys() == its.keys() and all(torch.equal(ours[k], its[k]) for k in ours)
     return equal and untimed(one) == untimed(other)
-
-
-def scalars(folder) -> dict[str, list[tuple[int, float]]]:
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
-    tags = events.Tags()["scalars"]
-    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
 
 
 def recomputed(folder) -> dict[str, float]:

@@ -26,11 +26,11 @@ from small import (
     recomputed,
     refused,
     same_run,
-    scalars,
 )
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
+from checks.kill_resume import scalars
 from run_folder import run_id_of
 
 CURVES = {

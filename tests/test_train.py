@@ -23,13 +23,13 @@ from small import (
     recomputed,
     refused,
     same_run,
-    scalars,
 )
 
 import evaluation
 import models
 import multitask
 import train
+from checks.kill_resume import scalars
 
 GOLDEN = [(0.4967822, 10.124199), (0.4860501, 6.229814)]  # L_F and L_R of the first two epochs
 ONE_STEP = "--optimizer sgd --batch-size 4000"  # an epoch is one step on all training interactions
