@@ -304,9 +304,11 @@ def weighted(methods: list[str], **options):
 
 @pytest.mark.parametrize("shared_dims", SHARING)
 @pytest.mark.parametrize("rating_biases", [False, True])
-def test_written_out_a_method_steps_as_by_autograd(shared_dims, rating_biases):
+@pytest.mark.parametrize("loss", ["sigmoid", "bpr"])
+def test_the_written_out_step_is_proved_equal_to_autograd(shared_dims, rating_biases, loss):
+    """And each method steps by it as by autograd."""
     methods = [name for name in METHODS if name != "adatask"]
-    options = {"shared_dims": shared_dims, "rating_biases": rating_biases}
+    options = {"shared_dims": shared_dims, "rating_biases": rating_biases, "loss": loss}
     for group in (methods[:5], methods[5:10], methods[10:15], methods[-5:]):
         ours, theirs = (weighted(group, **options) for _ in range(2))
         theirs.written_out = False
