@@ -26,12 +26,8 @@ def slow_ranks(scores, test, seen):
     """One run, pair by pair: scores as nested lists, test and seen as lists of (user, item)."""
     ranks = []
     for user, item in test:
-        row = [
-            -math.inf if (user, other) in seen else score
-            for other, score in enumerate(scores[user])
-        ]
-        higher = sum(row[other] > row[item] for other in range(len(row)))
-        tied = sum(row[other] == row[item] for other in range(len(row)) if other != item)
+        row = [-math.inf if (user, j) in seen else score for j, score in enumerate(scores[user])]
+        higher, tied = sum(x > row[item] for x in row), row.count(row[item]) - 1
         ranks.append(1 + higher + tied / 2)
     return ranks
 

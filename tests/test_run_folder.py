@@ -6,7 +6,6 @@ import os
 import pickle
 import shutil
 import subprocess
-import sys
 import time
 import urllib.request
 from pathlib import Path
@@ -27,6 +26,7 @@ from small import (
     refused,
     same_run,
 )
+from tensorboard import program
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
@@ -85,24 +85,13 @@ def test_history_and_tensorboard_tell_the_same_curves(one_run):
 
 
 def test_tensorboard_started_on_a_run_serves_the_five_curves(one_run):
-    # As a user starts it; port 0 lets it choose one.
-    server = subprocess.Popen(
-        [sys.executable, "-m", "tensorboard.main", "--port", "0"]
-        + ["--logdir", str(one_run.parent)],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        address = next(w for line in server.stderr for w in line.split() if "http://" in w)
-        deadline, tags = time.time() + 30, {}
-        while time.time() < deadline and not tags.get("run"):
-            with urllib.request.urlopen(f"{address}data/plugin/scalars/tags") as answer:
-                tags = json.load(answer)
-            time.sleep(0.1)
-    finally:
-        server.kill()
-        server.wait()
-        server.stderr.close()
+    server = program.TensorBoard()
+    server.configure([None, "--port", "0", "--logdir", str(one_run.parent)])  # 0: it chooses one
+    address, deadline, tags = server.launch(), time.time() + 30, {}
+    while time.time() < deadline and not tags.get("run"):
+        with urllib.request.urlopen(f"{address}data/plugin/scalars/tags") as answer:
+            tags = json.load(answer)
+        time.sleep(0.1)
     assert CURVES.keys() <= tags["run"].keys()
 
 
