@@ -31,33 +31,28 @@ class FullRanking:
     Seen items have score -inf: they come last, tied with each other and with whatever the model
     itself puts at -inf. A test item that is also listed as seen is ranked as seen.
 
-    Args:
-        n_items: size of the catalogue, at most 2**23 (counts are summed in float32).
-        test_users, test_items: integers (R, T), the pairs to rank, from 0.
-        seen_users, seen_items: integers (R, S), the pairs that rank last. S may be 0.
-        chunk: most score rows (runs x users) asked for at once, though never less than one user
-            of every run. Peak memory is about three times chunk x n_items scores (on the CPU
-            little more than one), besides 8 bytes per seen and 24 per test pair.
-        device: where the scores are.
+    The pairs to rank are integers (R, T) from 0, those that rank last (R, S), with S perhaps 0;
+    `n_items` is at most 2**23, since counts are summed in float32. No more than `chunk` score rows
+    (runs x users) are asked for at once, though never less than one user of every run, on
+    `device`. Peak memory is about three times chunk x n_items scores (on the CPU little more than
+    one), besides 8 bytes per seen and 24 per test pair.
 
-    Raises ValueError: arrays that aren't integers of shapes (R, T) and (R, S), no test pair, ids
-    out of range, sizes below 1.
+    Raises ValueError for other shapes, no test pair, ids out of range, sizes below 1.
     """
 
     def __init__(
         self, n_items, test_users, test_items, seen_users, seen_items, chunk=1024, device="cpu"
     ):
-        if not 1 <= n_items <= 2**23:
-            raise ValueError(f"n_items must be from 1 to 2**23, got {n_items}")
-        if chunk < 1:
-            raise ValueError(f"chunk must be at least 1 score row, got {chunk}")
-        test_users, test_items = _pairs("test", test_users, test_items, n_items)
-        seen_users, seen_items = _pairs("seen", seen_users, seen_items, n_items)
-        n_runs = len(test_users)
-        if test_users.size == 0:
-            raise ValueError("there is no test pair to rank")
-        if len(seen_users) != n_runs:
-            raise ValueError(f"test pairs are of {n_runs} runs, seen pairs of {len(seen_users)}")
+        test_users, test_items = _arrays(2, test_users=test_users, test_items=test_items)
+        seen_users, seen_items = _arrays(2, seen_users=seen_users, seen_items=seen_items)
+        (n_runs, n_tests), n_seen = test_users.shape, len(seen_users)
+        _require(1 <= n_items <= 2**23, f"n_items must be from 1 to 2**23, got {n_items}")
+        _require(chunk >= 1, f"chunk must be at least 1 score row, got {chunk}")
+        _require(n_tests, "there is no test pair to rank")
+        _require(n_seen == n_runs, f"test pairs are of {n_runs} runs, seen pairs of {n_seen}")
+        for name, ids in (("test_items", test_items), ("seen_items", seen_items)):
+            most = ids.max(initial=0)
+            _require(most < n_items, f"{name} must be below n_items = {n_items}, got {most}")
         self.n_items, self.device, self.shape = n_items, torch.device(device), test_users.shape
         scored = np.unique(test_users)
         place = np.full(max(scored[-1], seen_users.max(initial=0)) + 1, -1)
@@ -91,24 +86,18 @@ class FullRanking:
     def ranks(self, catalogue_scores):
         """Rank of every test pair, float64 (R, T) on the CPU, in the order of `test_users`.
 
-        NaN in the runs that have a NaN among their scores.
-
-        Args:
-            catalogue_scores: takes user ids, int64 (U,) on the device, and returns floating-point
-                scores (R, U, n_items), higher = more likely. They are overwritten: return fresh
-                scores, not a view of something kept. Only users with test items are asked for.
-
-        Raises:
-            ValueError: scores that aren't floating-point of shape (R, U, n_items).
+        NaN in the runs that have a NaN among their scores. ``catalogue_scores`` takes user ids,
+        int64 (U,) on the device, and returns floating-point scores (R, U, n_items), higher = more
+        likely. They are overwritten: return fresh scores, not a view of something kept. Only users
+        with test items are asked for. Raises ValueError for scores of another shape or type.
         """
         ranks, highest, buffer = [], [], None
         for user_ids, mask, pairs, rows in self._chunks:
             scores = catalogue_scores(user_ids)
-            expected = (self.shape[0], len(user_ids), self.n_items)
-            if scores.shape != expected or not scores.is_floating_point():
-                got = f"{scores.dtype} of shape {tuple(scores.shape)}"
-                should = f"floating-point of shape (R, U, n_items) = {expected}"
-                raise ValueError(f"catalogue scores must be {should}, got {got}")
+            asked, got = (self.shape[0], len(user_ids), self.n_items), tuple(scores.shape)
+            told = f"catalogue scores must be floating-point of shape (R, U, n_items) = {asked}, "
+            told += f"got {scores.dtype} of shape {got}"
+            _require(got == asked and scores.is_floating_point(), told)
             if scores.dtype != torch.float64:
                 scores = scores.float()  # half precision couldn't hold the counts
             scores = scores.contiguous()
@@ -135,13 +124,10 @@ class FullRanking:
 class Evaluator:
     """All METRICS of every run of a stack on its held-out interactions.
 
-    Args:
-        users, items, ratings: (N,) all interactions; items are numbered up to the largest id.
-        held_out: (R, T) the rows of these to test each run on.
-        seen: (R, S) the rows whose items rank last.
-        members: M networks of the stack in a row make a run, which predicts their mean.
-        clip: for each run (low, high), the range its predicted ratings are cut to, or None.
-        chunk, device: as for FullRanking.
+    Of all interactions (N,), the rows `held_out` (R, T) test each run and the items of the rows
+    `seen` (R, S) rank last; items are numbered up to the largest id. M = `members` networks of the
+    stack in a row make a run, which predicts their mean. `clip` has for each run (low, high), the
+    range its predicted ratings are cut to, or None. `chunk` and `device` are FullRanking's.
     """
 
     def __init__(
@@ -149,7 +135,7 @@ class Evaluator:
     ):
         self.users, self.items, self.ratings = users[held_out], items[held_out], ratings[held_out]
         self.members, self.device = members, device
-        self.clip = clip or [None] * len(held_out)
+        self.clip = [own or (-np.inf, np.inf) for own in clip or [None] * len(held_out)]
         self.size = max(1, 64 * chunk // (len(held_out) * members))  # pairs whose features fit
         pairs, chunk = (self.users, self.items, users[seen], items[seen]), max(1, chunk // members)
         self.ranking = FullRanking(int(items.max()) + 1, *pairs, chunk=chunk, device=device)
@@ -159,10 +145,8 @@ class Evaluator:
         """A dictionary for each run: every metric's name -> its value.
 
         Not finite are those of a run with a NaN among its scores, or such a predicted rating.
-
-        Args:
-            net: with `catalogue_scores((U,) user ids) -> (R·M, U, n_items)` and
-                `ratings((R·M, T) user ids, (R·M, T) item ids) -> (R·M, T)`.
+        ``net`` has `catalogue_scores((U,) user ids) -> (R·M, U, n_items)` and
+        `ratings((R·M, T) user ids, (R·M, T) item ids) -> (R·M, T)`.
         """
         ranks, predicted = self.ranking.ranks(lambda ids: self._mean(net.catalogue_scores(ids))), []
         pairs = [torch.as_tensor(ids).split(self.size, 1) for ids in (self.users, self.items)]
@@ -171,10 +155,11 @@ class Evaluator:
             predicted.append(self._mean(net.ratings(*ids)).cpu())
         predicted = torch.cat(predicted, 1)
         predicted[predicted.isinf()] = torch.nan  # clipping would make it a number
-        columns = ranks, self.users, predicted, self.ratings, self.clip
-        runs = [HeldOut(*own, finite=False) for own in zip(*columns, strict=True)]
+        for own, clip in zip(predicted, self.clip, strict=True):
+            own.clip_(*clip)
+        values = ranks.numpy(), self.users, predicted.double().numpy(), self.ratings
         with np.errstate(all="ignore"):  # of a run that is no longer finite
-            return [metrics(run) for run in runs]
+            return [metrics(HeldOut(*own)) for own in zip(*values, strict=True)]
 
     def _mean(self, values):
         """(R·M, ...) -> (R, ...), over the members."""
@@ -187,39 +172,17 @@ class HeldOut:
     ranks      (T,) float64, from 1, as FullRanking gives them
     users      (T,) int64, from 0, whose interaction each is
     user_ids   (U,) int64, the users among them, ascending
-    predicted  (T,) float64, predicted ratings, cut to the range `clip` (low, high) if given
+    n_tests    (U,) int64, how many each of them has
+    predicted  (T,) float64, predicted ratings, cut to their range if there is one
     ratings    (T,) float64, true ratings; a model of one task leaves out the other's two
-
-    Raises ValueError for arrays that are empty or of unequal shape, users that aren't integers
-    from 0 and a range upside down; unless ``finite`` is false, ValueError for a rank that isn't
-    finite and at least 1, FloatingPointError for a rating that isn't finite.
     """
 
-    def __init__(
-        self, ranks=None, users=None, predicted=None, ratings=None, clip=None, finite=True
-    ):
-        if ranks is not None:
-            self.ranks, self.users = _float64(ranks), _ids("users", users)
-            _check_shapes("ranks and users", self.ranks, self.users)
-            if self.ranks.size == 0:
-                raise ValueError("there is no rank to average")
-            if finite and not (np.isfinite(self.ranks) & (self.ranks >= 1)).all():
-                raise ValueError("ranks must be finite and at least 1")
-            n_tests = np.bincount(self.users)
+    def __init__(self, ranks=None, users=None, predicted=None, ratings=None):
+        self.ranks, self.users, self.predicted, self.ratings = ranks, users, predicted, ratings
+        if users is not None:
+            n_tests = np.bincount(users)
             self.user_ids = np.flatnonzero(n_tests)
             self.n_tests = n_tests[self.user_ids]
-        if predicted is not None:
-            self.predicted, self.ratings = _float64(predicted), _float64(ratings)
-            _check_shapes("predicted and true ratings", self.predicted, self.ratings)
-            if self.ratings.size == 0:
-                raise ValueError("there is no rating to compare with")
-            for name, values in (("predicted", self.predicted), ("true", self.ratings)):
-                if finite and (n_bad := np.count_nonzero(~np.isfinite(values))):
-                    where = f"{n_bad} of {values.size} {name} ratings"
-                    raise FloatingPointError(f"NaN or infinity in {where}")
-            if clip is not None and not clip[0] <= clip[1]:
-                raise ValueError(f"clip must be (low, high) with low <= high, got {clip}")
-            self.predicted = self.predicted if clip is None else self.predicted.clip(*clip)
 
     def by_user(self, values):
         """The mean of values (T,) over each user's interactions: (U,), in user_ids' order."""
@@ -280,20 +243,43 @@ def metrics(run, names=METRICS):
     return {name: float(METRICS[name].value(run)) for name in names}
 
 
+def ranked(ranks, users):
+    """The HeldOut of ranks (T,) alone, of test items of users (T,).
+
+    Raises ValueError for no ranks or users of another shape, ranks that aren't finite and at least
+    1, users that aren't integers from 0.
+    """
+    ranks, users = _arrays(1, ranks=ranks, users=users)
+    _require(ranks.size, "there is no rank to average")
+    _require((np.isfinite(ranks) & (ranks >= 1)).all(), "ranks must be finite and at least 1")
+    return HeldOut(ranks, users)
+
+
 def ranking_metrics(ranks, users):
-    """The metrics of ranks (T,) alone, of test items of users (T,); raises as HeldOut does."""
-    return metrics(HeldOut(ranks, users), ("mrr", "mrr_first", "ndcg_at_10", "recall_at_10"))
+    """The metrics of ranks (T,) alone, of test items of users (T,); raises as `ranked` does."""
+    return metrics(ranked(ranks, users), ("mrr", "mrr_first", "ndcg_at_10", "recall_at_10"))
 
 
 def reciprocal_ranks_by_user(ranks, users):
     """Users with test items (U,), ascending, and for each what "mrr" is the mean of (U,)."""
-    run = HeldOut(ranks, users)
+    run = ranked(ranks, users)
     return run.user_ids, run.by_user(1 / run.ranks)
 
 
 def mean_squared_error(predicted, ratings, clip=None):
-    """Mean of (predicted - ratings)**2, in squared rating units; raises as HeldOut does."""
-    return metrics(HeldOut(predicted=predicted, ratings=ratings, clip=clip), ["mse"])["mse"]
+    """Mean of (predicted - ratings)**2, in squared rating units, of (T,) cut to clip (low, high).
+
+    Raises ValueError for no ratings, unequal shapes, a range upside down, and FloatingPointError
+    for a rating that isn't finite.
+    """
+    predicted, ratings = _arrays(1, predicted=predicted, ratings=ratings)
+    _require(ratings.size, "there is no rating to compare with")
+    for name, values in (("predicted", predicted), ("true", ratings)):
+        if n_bad := np.count_nonzero(~np.isfinite(values)):
+            raise FloatingPointError(f"NaN or infinity in {n_bad} of {values.size} {name} ratings")
+    low, high = clip or (-np.inf, np.inf)
+    _require(low <= high, f"clip must be (low, high) with low <= high, got {clip}")
+    return metrics(HeldOut(predicted=predicted.clip(low, high), ratings=ratings), ["mse"])["mse"]
 
 
 def popularity_scores(items, n_items):
@@ -343,29 +329,27 @@ def baselines(data: Interactions, split: Split, clip_ratings: bool = False) -> d
     }
 
 
-def _float64(values):
-    return torch.as_tensor(values).detach().cpu().double().numpy()
+def _require(sound, told):
+    if not sound:
+        raise ValueError(told)
 
 
-def _ids(name, values):
-    values = torch.as_tensor(values).detach().cpu().numpy()
-    if values.dtype.kind not in "iu" and values.size:
-        raise ValueError(f"{name} must be integers, got {values.dtype}")
-    values = values.astype(np.int64)
-    if values.size and values.min() < 0:
-        raise ValueError(f"{name} must be at least 0, got {values.min()}")
-    return values
-
-
-def _pairs(kind, users, items, n_items):
-    users, items = _ids(f"{kind}_users", users), _ids(f"{kind}_items", items)
-    _check_shapes(f"{kind}_users and {kind}_items", users, items, "(runs, pairs)", 2)
-    if items.max(initial=0) >= n_items:
-        raise ValueError(f"{kind}_items must be below n_items = {n_items}, got {items.max()}")
-    return users, items
-
-
-def _check_shapes(names, first, second, expected="(T,)", n_dims=1):
-    if first.ndim != n_dims or first.shape != second.shape:
-        told = f"must have one shape {expected}, got {first.shape} and {second.shape}"
-        raise ValueError(f"{names} {told}")
+def _arrays(n_dims, **arrays):
+    """NumPy arrays of one shape: int64 from 0 where the name says users or items, else float64."""
+    found = []
+    for name, values in arrays.items():
+        values = torch.as_tensor(values).detach().cpu()
+        if name.endswith(("users", "items")):
+            values = values.numpy()
+            sound = values.dtype.kind in "iu" or not values.size
+            _require(sound, f"{name} must be integers, got {values.dtype}")
+            values = values.astype(np.int64)
+            least = values.min(initial=0)
+            _require(least >= 0, f"{name} must be at least 0, got {least}")
+        else:
+            values = values.double().numpy()
+        found.append(values)
+    one, other = (values.shape for values in found)
+    told = f"{' and '.join(arrays)} must have one shape ({'runs, pairs' if n_dims > 1 else 'T,'}), "
+    _require(one == other and len(one) == n_dims, f"{told}got {one} and {other}")
+    return found

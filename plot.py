@@ -6,26 +6,32 @@
 
 The three losses and every metric of evaluation.METRICS that has a tag, a panel each, the runs
 overlaid. Only the run folders are read (config.json, history.csv, result.json); nothing is trained
-or recomputed. matplotlib and evaluation are imported late, so that a wrong path is told at once.
+or recomputed.
 """
 
 import csv
+import io
 import json
 import math
-import os
 import re
 import sys
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib.style
+from matplotlib import cycler
+from matplotlib.figure import Figure  # not pyplot: saving then takes Agg and needs no display
+from matplotlib.ticker import MaxNLocator
+
 from arguments import Parser
+from evaluation import METRICS
+from run_folder import write_whole
 
 # Okabe and Ito's colour-blind-safe palette without its yellow, which is too pale on white.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
-LINE_STYLES = ["-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (2, 2, 6, 2))]
+LINES = ["-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (2, 2, 6, 2))]  # of each in turn
 STYLE = {
-    "figure.dpi": 100,
     "savefig.dpi": 160,
     "font.size": 9.5,
     "axes.titlesize": 10,
@@ -49,13 +55,10 @@ LOSSES = [  # (column of history.csv, TensorBoard tag, y label)
 TOLD_ELSEWHERE = set("shared separate shared_dims lambda_f lambda_r seed".split())
 TOLD_ELSEWHERE |= set("out name overwrite resume commit data_sha256 seeds run_id".split())
 TOLD_ELSEWHERE |= set("checkpoint_every eval_chunk n_users n_items".split())
-LEGEND_CELL_HOLDS = 16  # lines; with more the legend stands below the panels
 
 
 def curves() -> list[tuple[str, str, str]]:
     """The panels: (column of history.csv, TensorBoard tag, y label) of losses, then of metrics."""
-    from evaluation import METRICS
-
     return LOSSES + [(name, m.tag, m.label) for name, m in METRICS.items() if m.tag]
 
 
@@ -74,30 +77,29 @@ def find_runs(folder: Path) -> list[Path]:
         raise FileNotFoundError(f"{folder}: no such folder; give one that train.py wrote")
     if (folder / "history.csv").is_file():
         return [folder]
-    files = [child / name for child in folder.iterdir() for name in ("history.csv", "config.json")]
-    runs = {file.parent for file in files if file.is_file()}
-    for run in [run for run in runs if (run / "failed.json").is_file()]:
-        print(f"plot.py: {run} is left out: it did not stay finite", file=sys.stderr)
-        runs.remove(run)
+    runs = []
+    for child in folder.iterdir():
+        if (child / "failed.json").is_file():
+            print(f"plot.py: {child} is left out: it did not stay finite", file=sys.stderr)
+        elif (child / "history.csv").is_file() or (child / "config.json").is_file():
+            runs.append(child)
     if not runs:
         raise ValueError(f"{folder}: not a run folder, nor a stack's: history.csv is missing")
     return sorted(runs, key=lambda run: [f"{part:>020}" for part in re.split(r"(\d+)", run.name)])
 
 
-def json_object(text: str) -> dict:
-    content = json.loads(text)
-    if not isinstance(content, dict):
-        raise ValueError(f"a {type(content).__name__}, should be a JSON object")
-    return content
-
-
-def read(path: Path, parse):
+def read(path: Path, kind: type):
+    """The lines (a list) or the JSON object (a dict) of a file; errors name it."""
     try:
-        return parse(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = text.splitlines() if kind is list else json.loads(text)
+        if not isinstance(content, kind):
+            raise ValueError(f"a {type(content).__name__}, should be a JSON object")
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: missing; a finished run has one") from None
     except ValueError as error:  # not UTF-8, not a JSON object
         raise ValueError(f"{path}: damaged ({error})") from None
+    return content
 
 
 def read_run(folder: Path) -> Run:
@@ -107,46 +109,39 @@ def read_run(folder: Path) -> Run:
     a metric that the run has no column of: it may be newer than the run.
     """
     path, losses = folder / "history.csv", [column for column, _, _ in LOSSES]
-    reader = csv.DictReader(read(path, str.splitlines), restval="")
-    names = reader.fieldnames or []
+    reader = csv.DictReader(read(path, list), restval="")
+    rows, names = list(reader), reader.fieldnames or []
     for column in ["epoch", *losses]:
         if column not in names:
             raise ValueError(f"{path}: column {column} is missing")
-    columns = {column: ([], []) for column, _, _ in curves()}
-    for column in [column for column in columns if column not in names]:
+    columns = {column: ([], []) for column, _, _ in curves() if column in names}
+    for column in [column for column, _, _ in curves() if column not in names]:
         print(f"plot.py: {path}: column {column} is missing, drawn without it", file=sys.stderr)
-        del columns[column]
-    epochs = 0
-    for epochs, row in enumerate(reader, start=1):
-        if row["epoch"] != str(epochs - 1):
-            told = f"{row['epoch']!r} should be {epochs - 1}: one row an epoch, from 0"
-            raise ValueError(f"{path}: column epoch, row {epochs}: {told}")
+    for epoch, row in enumerate(rows):
+        if row["epoch"] != str(epoch):
+            told = f"{row['epoch']!r} should be {epoch}: one row an epoch, from 0"
+            raise ValueError(f"{path}: column epoch, row {epoch + 1}: {told}")
         if None in row:
-            raise ValueError(f"{path}: row {epochs} has more cells than there are columns")
-        for column, (at, values) in columns.items():
+            raise ValueError(f"{path}: row {epoch + 1} has more cells than there are columns")
+        for column, (epochs, values) in columns.items():
+            not_evaluated = row[column] == "" and column not in losses
             try:
-                not_evaluated = row[column] == "" and column not in losses
                 value = math.nan if not_evaluated else float(row[column])
             except ValueError:
-                told = f"{row[column]!r} should be a number"
-                raise ValueError(f"{path}: column {column}, row {epochs}: {told}") from None
+                told = f"row {epoch + 1}: {row[column]!r} should be a number"
+                raise ValueError(f"{path}: column {column}, {told}") from None
             if math.isfinite(value):
-                at.append(epochs - 1)
+                epochs.append(epoch)
                 values.append(value)
-    config = read(folder / "config.json", json_object)
-    result = read(folder / "result.json", json_object)
-    if epochs != result.get("epochs"):
-        raise ValueError(f"{path}: unfinished, {epochs} of {result.get('epochs')} epochs")
+    config, result = (read(folder / f"{name}.json", dict) for name in ("config", "result"))
+    if len(rows) != result.get("epochs"):
+        raise ValueError(f"{path}: unfinished, {len(rows)} of {result.get('epochs')} epochs")
     return Run(folder, config, columns)
 
 
 def settings(config: dict) -> dict[str, str]:
     """What tells a run from others, as name -> text: sharing, λ, everything else, the seed."""
-
-    def text(value):
-        return f"{value:g}" if isinstance(value, float) else str(value)
-
-    told = {}
+    told, shown = {}, {k: f"{v:g}" if isinstance(v, float) else v for k, v in config.items()}
     common, width, seed = (config.get(key) for key in ("shared_dims", "embedding_dim", "seed"))
     if common is not None:
         widths = [config.get(key) or width for key in ("ranking_dim", "rating_dim")]
@@ -154,12 +149,12 @@ def settings(config: dict) -> dict[str, str]:
         shared = "shared" if widths == [common, common] else f"{common} of {of} dims shared"
         told["sharing"] = "separate" if common == 0 else shared
     if config.get("lambda_f") is not None:
-        told["λ"] = f"λ {text(config['lambda_f'])}/{text(config['lambda_r'])}"
+        told["λ"] = f"λ {shown['lambda_f']}/{shown['lambda_r']}"
     derived = {"ranking_dim": width, "rating_dim": width, "split_seed": seed}
     for key, value in config.items():
         follows = key in derived and value in (None, derived[key])
         if key not in TOLD_ELSEWHERE and not follows and not isinstance(value, dict):
-            told[key] = f"{key.replace('_', ' ')} {text(value)}"
+            told[key] = f"{key.replace('_', ' ')} {shown[key]}"
     return told if seed is None else told | {"seed": f"seed {seed}"}
 
 
@@ -168,11 +163,9 @@ def run_labels(runs: list[Run]) -> list[str]:
 
     A run alone tells its sharing, λ and seed.
     """
-    told = [settings(run.config) for run in runs]
-    names = dict.fromkeys([name for one in told for name in one if name != "seed"] + ["seed"])
-    if len(runs) == 1:
-        names = ["sharing", "λ", "seed"]
-    else:
+    told, names = [settings(run.config) for run in runs], ["sharing", "λ", "seed"]
+    if len(runs) > 1:
+        names = dict.fromkeys([name for one in told for name in one if name != "seed"] + ["seed"])
         names = [name for name in names if len({one.get(name) for one in told}) > 1]
     labels = [", ".join(one[name] for name in names if name in one) for one in told]
     folders = [run.folder.resolve().name for run in runs]
@@ -186,53 +179,41 @@ def run_labels(runs: list[Run]) -> list[str]:
 
 def report_style():
     """The look of every figure here, whatever matplotlibrc says: a context manager."""
-    import matplotlib.style
-
     return matplotlib.style.context(["default", STYLE])
 
 
-def curves_figure(runs: list[Run]):
-    """The curves by epoch, a panel each, the runs overlaid: a matplotlib Figure.
+def curves_figure(runs: list[Run]) -> Figure:
+    """The curves by epoch, a panel each, the runs overlaid.
 
     Epochs without a value are skipped: the line joins the epochs that were evaluated. The legend
-    takes the first free cell, or stands below where there is none or it holds too much.
+    takes the first free cell; where there is none, or it is of over 16 lines, it stands below.
     """
-    from matplotlib.figure import Figure  # not pyplot: saving then takes Agg and needs no display
-    from matplotlib.ticker import MaxNLocator
-
     panels = [panel for panel in curves() if any(panel[0] in run.curves for run in runs)]
-    rows = math.ceil(len(panels) / 3)
-    labels = run_labels(runs)
-    cell = [textwrap.fill(label, 38) for label in labels]
-    below = sum(label.count("\n") + 1 for label in cell) > LEGEND_CELL_HOLDS
-    below = below or len(panels) == 3 * rows
-    # Below the panels up to three labels share the figure's width: fewer if they are long.
-    columns = min(3, max(1, 120 // max(map(len, labels))))
-    labels = [textwrap.fill(label, 150 // columns) for label in labels] if below else cell
-    lines = max(label.count("\n") + 1 for label in labels) * math.ceil(len(runs) / columns)
-    height = 2.8 * rows + (0.17 * lines + 0.3 if below else 0)
+    rows, labels = math.ceil(len(panels) / 3), run_labels(runs)
+    columns, wrapped = 1, [textwrap.fill(label, 38) for label in labels]
+    below = len(panels) == 3 * rows or "\n".join(wrapped).count("\n") >= 16
+    height = 2.8 * rows
+    if below:  # up to three labels share the figure's width: fewer if they are long
+        columns = min(3, max(1, 120 // max(map(len, labels))))
+        wrapped = [textwrap.fill(label, 150 // columns) for label in labels]
+        lines = max(label.count("\n") + 1 for label in wrapped) * math.ceil(len(runs) / columns)
+        height += 0.17 * lines + 0.3
     figure = Figure(figsize=(10, height), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
     axes = figure.subplots(rows, 3).flat
     for axis, (column, tag, y_label) in zip(axes, panels, strict=False):
         axis.set(title=tag, xlabel="epoch", ylabel=y_label)
         axis.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, min_n_ticks=1))
-        for i, run in enumerate(runs):
+        axis.set_prop_cycle(cycler(linestyle=LINES) * cycler(color=COLOURS))
+        for run in runs:
             epochs, values = run.curves.get(column, ([], []))
-            axis.plot(
-                epochs,
-                values,
-                color=COLOURS[i % len(COLOURS)],
-                linestyle=LINE_STYLES[i // len(COLOURS) % len(LINE_STYLES)],
-                marker="o" if len(epochs) <= 12 else None,
-            )
+            axis.plot(epochs, values, marker="o" if len(epochs) <= 12 else None)
     for spare in axes[len(panels) :]:
         spare.set_axis_off()
     place = {"loc": "outside lower center", "ncols": columns} if below else {"loc": "center left"}
-    legend = (figure if below else axes[len(panels)]).legend(
-        axes[0].lines, [str(i) for i in range(len(runs))], alignment="left", **place
-    )
-    for text, label in zip(legend.get_texts(), labels, strict=True):
+    owner, names = figure if below else axes[len(panels)], map(str, range(len(runs)))
+    legend = owner.legend(axes[0].lines, names, alignment="left", **place)
+    for text, label in zip(legend.get_texts(), wrapped, strict=True):
         text.set(text=label, parse_math=False)  # set afterwards: a label may hold "$", begin "_"
     if any("λ " in label for label in labels):
         legend.set_title(r"$\lambda$ is $\lambda_F/\lambda_R$", prop={"size": 8.5})
@@ -244,38 +225,32 @@ def save_figure(figure, folder: Path, stem: str) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{stem}.png", folder / f"{stem}.svg"]
     for path, metadata in zip(paths, ({}, {"Date": None}), strict=True):
-        temporary = path.with_name(f".{os.getpid()}.{path.name}")
-        try:
-            figure.savefig(temporary, metadata=metadata)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=path.suffix[1:], metadata=metadata)
+        write_whole(path, buffer.getbuffer())
     return paths
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog="plot.py", description=__doc__)
-    text = "run folder of train.py, or a stack's"
-    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help=text)
-    text = "where the figure goes (default: the first RUN)"
-    parser.add_argument("--out", metavar="FOLDER", type=Path, help=text)
+    add = parser.add_argument
+    add("runs", metavar="RUN", nargs="+", type=Path, help="run folder of train.py, or a stack's")
+    add("--out", metavar="FOLDER", type=Path, help="where the figure goes (the first RUN)")
     options = parser.parse_args(argv)
     out = options.out or options.runs[0]
     try:
         if out.exists() and not out.is_dir():
             raise ValueError(f"--out {out}: is a file, should be a folder")
         folders = [folder for given in options.runs for folder in find_runs(given)]
-        once = {folder.resolve(): folder for folder in folders}.values()
-        runs = [read_run(folder) for folder in once]
+        runs = [read_run(run) for run in {run.resolve(): run for run in folders}.values()]
     except (ValueError, OSError) as error:
         parser.error(str(error))
     with report_style():
         figure = curves_figure(runs)
         try:
-            written = save_figure(figure, out, "curves")
+            print(*save_figure(figure, out, "curves"), sep="\n")
         except OSError as error:
             parser.error(str(error))
-    print(*written, sep="\n")
 
 
 if __name__ == "__main__":

@@ -6,17 +6,14 @@
 
 Everything compared is measured in turn in one process, and ratios are medians of paired epochs:
 absolute times drift from minute to minute. A table goes to stderr, one JSON line to stdout and to
-results/bench.jsonl, with hardware, versions and commit.
-
-The plain loop is what one would write first: one model, torch.nn modules, Adam(foreach=True), a
-permutation and negatives drawn each epoch, the rating head on the positives alone. The floor is
-the time that the step's matrix products and the optimizer's memory traffic would take at the
-rates measured just before.
+results/bench.jsonl, with hardware, versions and commit. The plain loop is what one would write
+first, and the floor the time that the step's matrix products and the optimizer's memory traffic
+would take at the rates measured just before.
 """
 
-import argparse
 import datetime
 import json
+import math
 import platform
 import re
 import statistics
@@ -48,15 +45,11 @@ def record(kind: str, device: str, values: dict) -> dict:
     """Where and when, before what was measured."""
     info = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
-    processor = names[0] if names else platform.processor() or platform.machine()
-    return {
-        "experiment": kind,
-        "date": datetime.date.today().isoformat(),
-        "hardware": torch.cuda.get_device_name() if device.startswith("cuda") else processor,
-        "threads": torch.get_num_threads(),
-        **run_folder.provenance(),
-        **values,
-    }
+    hardware = names[0] if names else platform.processor() or platform.machine()
+    if device != "cpu":
+        hardware = torch.cuda.get_device_name()
+    told = {"experiment": kind, "date": datetime.date.today().isoformat(), "hardware": hardware}
+    return {**told, "threads": torch.get_num_threads(), **run_folder.provenance(), **values}
 
 
 # ---- what is compared ----------------------------------------------------------------------
@@ -69,12 +62,10 @@ class PlainLoop:
         columns = (data.user_ids, data.item_ids, data.ratings)
         self.users, self.items, self.ratings = (torch.tensor(c[rows]) for c in columns)
         self.n_items, self.batch_size = data.n_items, batch_size
-        embedding = torch.nn.Embedding
-        self.tables = torch.nn.ModuleList(
-            [embedding(n, d) for n in (data.n_users, data.n_items) for d in (DIM, 1)]
-        )
-        for table, deviation in zip(self.tables, (1 / DIM, 0, 1 / DIM, 0), strict=True):
-            torch.nn.init.normal_(table.weight, 0, deviation)
+        sizes = [(n, d) for n in (data.n_users, data.n_items) for d in (DIM, 1)]
+        self.tables = torch.nn.ModuleList([torch.nn.Embedding(*size) for size in sizes])
+        for table in self.tables:  # biases zero
+            torch.nn.init.normal_(table.weight, 0, 1 / DIM if table.embedding_dim > 1 else 0)
         layers = torch.nn.Linear(3 * DIM, HIDDEN), torch.nn.ReLU(), torch.nn.Linear(HIDDEN, 1)
         self.head = torch.nn.Sequential(*layers)
         parameters = [*self.tables.parameters(), *self.head.parameters()]
@@ -88,10 +79,9 @@ class PlainLoop:
         start = time.perf_counter()
         order = torch.randperm(len(self.users))
         negatives = torch.randint(self.n_items, order.shape)
-        for first in range(0, len(order), self.batch_size):
-            rows = order[first : first + self.batch_size]
+        batches = zip(*(ids.split(self.batch_size) for ids in (order, negatives)), strict=True)
+        for rows, others in batches:
             users, items = self.users[rows], self.items[rows]
-            others = negatives[first : first + self.batch_size]
             u, q, n = self.tables[0](users), self.tables[2](items), self.tables[2](others)
             margin = self.score(u, users, q, items) - self.score(u, users, n, others)
             predicted = self.head(torch.cat([u, q, u * q], 1)).squeeze(1)
@@ -113,21 +103,15 @@ class StackLoop:
         self, data, rows, runs=1, batch_size=256, shared_dims=DIM, device="cpu", **options
     ):
         net = MultiTaskNet(data.n_users, data.n_items, shared_dims=shared_dims, seeds=range(runs))
-        weights = [0.99] * runs, [0.01] * runs
-        columns = data.user_ids, data.item_ids, data.ratings
-        trained = np.tile(rows, (runs, 1))
-        options |= {"batch_size": batch_size}
-        self.stack = Stack(net.to(device), *columns, trained, range(runs), *weights, **options)
+        columns = data.user_ids, data.item_ids, data.ratings, np.tile(rows, (runs, 1)), range(runs)
+        options |= {"lambda_f": [0.99] * runs, "lambda_r": [0.01] * runs, "batch_size": batch_size}
+        self.stack = Stack(net.to(device), *columns, **options)
         self.net, self.runs, self.epoch = self.stack.net, runs, 0
         self.stack.prepare()
 
-    def step(self) -> None:
-        """One step, so that the first counted epoch finds its memory allocated."""
-        self.stack.step(next(self.stack.batches(0)))
-
     def __call__(self) -> float:
-        epoch, self.epoch = self.epoch, self.epoch + 1
-        return timed(lambda: self.stack.run_epoch(epoch)) / self.runs
+        self.epoch += 1
+        return timed(lambda: self.stack.run_epoch(self.epoch - 1)) / self.runs
 
 
 def timed(function) -> float:
@@ -138,35 +122,24 @@ def timed(function) -> float:
 
 def in_turn(loops: dict, rounds: int) -> dict[str, list[float]]:
     """Seconds of each loop in each of the rounds, after a round that isn't counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in loops}
-    for counted in range(-1, rounds):
-        for name, loop in loops.items():
-            taken = loop()
-            if counted >= 0:
-                seconds[name].append(taken)
-    return seconds
+    taken = [[loop() for loop in loops.values()] for _ in range(rounds + 1)][1:]
+    return dict(zip(loops, map(list, zip(*taken, strict=True)), strict=True))
 
 
 def median_ratio(ours: list[float], theirs: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
 
 
-def best_of(repeats: int, function) -> float:
-    return min(timed(function) for _ in range(repeats))
-
-
 def floor_seconds(data, n_rows: int, batch_size: int = 256) -> dict:
     """The least that a run-epoch can take: its matrix products and the optimizer's traffic."""
-    a, b = torch.randn(512, 512), torch.randn(512, 512)
-    flops_per_second = 2 * 512**3 / best_of(50, lambda: a @ b)
     n_parameters = (data.n_users + data.n_items) * (DIM + 1) + (3 * DIM + 2) * HIDDEN + 1
-    x = torch.randn(n_parameters)
-    y = torch.empty_like(x)
-    bytes_per_second = 8 * n_parameters / best_of(200, lambda: torch.mul(x, 2, out=y))
-    steps = -(-n_rows // batch_size)
+    a, b, x, y = *torch.randn(2, 512, 512), *torch.randn(2, n_parameters)
+    product = min(timed(lambda: a @ b) for _ in range(50))
+    copy = min(timed(lambda: torch.mul(x, 2, out=y)) for _ in range(200))
+    flops_per_second, bytes_per_second = 2 * 512**3 / product, 8 * n_parameters / copy
     flops = 3 * 2 * n_rows * (3 * DIM + 1) * HIDDEN  # forward, and both gradients of each product
-    # Adam reads parameter, gradient and two averages and writes three of them.
-    traffic = steps * 7 * 4 * n_parameters
+    # Adam reads parameter, gradient and two averages and writes three of them, each step.
+    traffic = math.ceil(n_rows / batch_size) * 7 * 4 * n_parameters
     seconds = flops / flops_per_second + traffic / bytes_per_second
     return {"gflops": flops_per_second / 1e9, "gbytes": bytes_per_second / 1e9, "seconds": seconds}
 
@@ -178,37 +151,30 @@ def ratios(rounds: int) -> dict:
     """The step and the evaluation against the plain loop, on ml-100k."""
     data = load("ml-100k")
     split = random_split(data, 0)
-    floor = floor_seconds(data, len(split.train))
-    small = {
-        "plain": PlainLoop(data, split.train, 256),
-        "R=1": StackLoop(data, split.train),
-        "R=1 separate": StackLoop(data, split.train, shared_dims=0),
-        "R=16": StackLoop(data, split.train, 16),
-        "R=16 separate": StackLoop(data, split.train, 16, shared_dims=0),
-    }
     columns = data.user_ids, data.item_ids, data.ratings
+    small = {"plain": PlainLoop(data, split.train, 256)}
     for runs in (1, 16):
-        parts = [np.tile(part, (runs, 1)) for part in (split.test, split.train)]
-        evaluate, net = Evaluator(*columns, *parts), small[f"R={runs}"].net
-        small[f"evaluation, R={runs}"] = lambda e=evaluate, n=net, r=runs: timed(lambda: e(n)) / r
-    seconds = in_turn(small, rounds)
+        loop = small[f"R={runs}"] = StackLoop(data, split.train, runs)
+        small[f"R={runs} separate"] = StackLoop(data, split.train, runs, shared_dims=0)
+        evaluate = Evaluator(*columns, *(np.tile(x, (runs, 1)) for x in (split.test, split.train)))
+        small[f"evaluation, R={runs}"] = lambda e=evaluate, ours=loop: (
+            timed(lambda: e(ours.net)) / ours.runs
+        )
     large = {
         "plain": PlainLoop(data, split.train, 4096),
         "eager": StackLoop(data, split.train, batch_size=4096),
         "compiled": StackLoop(data, split.train, batch_size=4096, compile=True),
     }
-    at_4096 = in_turn(large, 2 * rounds)
-    compared = [name for name in small if name != "plain"]
-    medians = {name: statistics.median(taken) for name, taken in (seconds | at_4096).items()}
+    floor = floor_seconds(data, len(split.train))
+    seconds, at_4096 = in_turn(small, rounds), in_turn(large, 2 * rounds)
+    plain, median = seconds["plain"], statistics.median
     return {
         "rounds": rounds,
-        "plain_seconds": statistics.median(seconds["plain"]),
-        "ratio_to_plain": {
-            name: median_ratio(seconds[name], seconds["plain"]) for name in compared
-        },
+        "plain_seconds": median(plain),
+        "ratio_to_plain": {x: median_ratio(seconds[x], plain) for x in small if x != "plain"},
         "floor": floor,
-        "ratio_to_floor": {name: medians[name] / floor["seconds"] for name in ("R=1", "R=16")},
-        "samples_per_second_at_4096": {name: len(split.train) / medians[name] for name in large},
+        "ratio_to_floor": {x: median(seconds[x]) / floor["seconds"] for x in ("R=1", "R=16")},
+        "samples_per_second_at_4096": {x: len(split.train) / median(at_4096[x]) for x in large},
     }
 
 
@@ -233,11 +199,8 @@ def scaling(rounds: int) -> dict:
             # A process each, since memory is measured at its peak.
             with ProcessPoolExecutor(1, get_context("spawn"), initializer=set_machine) as pool:
                 by_interactions[n] = pool.submit(point, folder, size, evaluated).result()
-    return {
-        "seconds_by_runs": by_runs,
-        "seconds_by_batch_size": by_batch,
-        "by_interactions": by_interactions,
-    }
+    costs = {"seconds_by_runs": by_runs, "seconds_by_batch_size": by_batch}
+    return {**costs, "by_interactions": by_interactions}
 
 
 def point(folder: str, n: int, evaluate: bool) -> dict:
@@ -247,19 +210,19 @@ def point(folder: str, n: int, evaluate: bool) -> dict:
     seconds of ranking the catalogue for all users, 5% held out.
     """
     with np.load(Path(folder, "big.npz")) as arrays:
-        columns = [arrays[name][:n].copy() for name in "uir"]
-    named = zip(("user_ids", "item_ids", "ratings"), columns, strict=True)
-    data = SimpleNamespace(n_users=LARGE[0], n_items=LARGE[1], **dict(named))
+        users, items, ratings = (arrays[name][:n].copy() for name in "uir")
+    data = SimpleNamespace(user_ids=users, item_ids=items, ratings=ratings)
+    data.n_users, data.n_items, _ = LARGE
     rows = np.random.default_rng(0).permutation(n)
     test, rows = np.split(rows, [n // 20 if evaluate else 0])
     loop = StackLoop(data, rows, batch_size=16_384)
-    loop.step()
+    loop.stack.step(next(loop.stack.batches(0)))  # which allocates what an epoch needs
     epochs = max(1, min(5, 2_000_000 // n))
     seconds = statistics.median(loop() for _ in range(epochs))
     values = {"seconds": seconds, "seconds_per_million": seconds / len(rows) * 1e6}
     values["training_peak_mib"] = peak_mib()
     if evaluate:
-        evaluate_all = Evaluator(*columns, test[None], rows[None])
+        evaluate_all = Evaluator(users, items, ratings, test[None], rows[None])
         values["evaluation_seconds"] = timed(lambda: evaluate_all(loop.net))
         values["peak_mib"] = peak_mib()
     return values
@@ -286,25 +249,13 @@ def set_machine() -> None:
     torch.set_flush_denormal(True)
 
 
-def device_here(text: str) -> str:
-    """An argparse type: a device that this machine has."""
-    try:
-        if torch.device(text).type not in ("cpu", "cuda"):
-            raise RuntimeError
-        torch.empty(1, device=text)
-    except (RuntimeError, AssertionError):  # unknown; a build of torch without CUDA
-        n = torch.cuda.device_count()
-        told = f"{text!r} isn't there: use cpu; this machine has {n} CUDA device(s)"
-        raise argparse.ArgumentTypeError(told) from None
-    return text
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m checks.bench", description=__doc__)
-    add = parser.add_argument
+    cuda = [f"cuda:{k}" for k in range(torch.cuda.device_count())]
+    devices, add = ["cpu", *["cuda"] * bool(cuda), *cuda], parser.add_argument
     add("--scaling", action="store_true", help="cost against work")
     add("--rounds", type=number(int, 1), default=7, help="paired epochs (7)")
-    add("--device", type=device_here, default="cpu", help="cpu or cuda (cpu)")
+    add("--device", default="cpu", choices=devices, help="cpu or cuda (cpu)")
     add("--out", type=Path, default=Path("results/bench.jsonl"), help="records")
     args = parser.parse_args(argv)
     set_machine()
@@ -315,10 +266,9 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--out {args.out}: {error.strerror}")
     if args.device != "cpu":
         line = record("gpu", args.device, on_gpu(args.device))
-    elif args.scaling:
-        line = record("scaling", "cpu", scaling(args.rounds))
     else:
-        line = record("ratios", "cpu", ratios(args.rounds))
+        measured = scaling if args.scaling else ratios
+        line = record(measured.__name__, "cpu", measured(args.rounds))
     for name, value in line.items():
         print(f"{name:28} {value}", file=sys.stderr)
     with args.out.open("a") as file:

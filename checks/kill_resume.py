@@ -2,18 +2,14 @@
 
     python -m checks.kill_resume --rounds 200
 
-A round draws a small training command (one run or a stack, any sharing, loss and optimizer, with
-and without selection, ensembles), kills it by SIGKILL at a random moment, resumes it, perhaps kills
-that too, and lets the last attempt finish. Then it compares with the same command left alone:
-every parameter bit by bit, the history but for its seconds, the results, and the steps of every
-TensorBoard curve (none missing, none doubled). The last line on stdout counts the rounds and the
-differences; exit code 1 if there is any.
-
-Children are forked from a process that has everything imported, so a kill lands in the work and
-not in the imports.
+A round draws a small command of train.py, kills it by SIGKILL at a random moment, resumes it,
+perhaps kills that too, and lets the last attempt finish. Then it compares with the same command
+left alone: every parameter bit by bit, the history but for its seconds, the results, and every
+TensorBoard curve (no step missing, none doubled). The last line on stdout counts the rounds and
+the differences; exit code 1 if there is any. Children are forked from a process that has
+everything imported, so a kill lands in the work and not in the imports.
 """
 
-import contextlib
 import json
 import os
 import random
@@ -39,19 +35,18 @@ from weighting import METHODS
 
 def write_ratings(path: Path, data: Interactions) -> None:
     """The data as a CSV file with MovieLens' header."""
-    columns = data.user_ids, data.item_ids, data.ratings, data.timestamps
-    names = "userId", "movieId", "rating", "timestamp"
-    pd.DataFrame(dict(zip(names, columns, strict=True))).to_csv(
-        path, index=False, lineterminator="\r\n"
-    )
+    columns = {"userId": data.user_ids, "movieId": data.item_ids, "rating": data.ratings}
+    pd.DataFrame({**columns, "timestamp": data.timestamps}).to_csv(path, index=False)
 
 
-LOSSES = ["--loss sigmoid", "--loss bpr", "--loss softmax"]
-LOSSES.append(  # what recipes/best.txt adds
+LOSSES = [
+    "--loss sigmoid",
+    "--loss bpr",
+    "--loss softmax",
     "--loss softmax --batch-by user --rating-head dot --rating-biases --user-history "
     "--item-history --leave-one-out --ranking-dropout 0.5 --rating-dropout 0.5 "
-    "--schedule cosine"
-)
+    "--schedule cosine",  # what recipes/best.txt adds
+]
 
 
 def draw_command(rng: random.Random) -> list[str]:
@@ -87,41 +82,44 @@ def attempt(arguments: list[str], kill_after: float | None) -> int | None:
             os._exit(code)
     if kill_after is not None:
         time.sleep(kill_after)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)
+        os.kill(child, signal.SIGKILL)  # ended, it is still there until it is waited for
     _, status = os.waitpid(child, 0)
     return None if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """The TensorBoard curves of a run: tag -> (step, value) pairs."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    tags = events.Tags()["scalars"]
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
 
 
 def contents(out: Path) -> dict:
     """All of a command's folders that must not depend on interruptions."""
     found = {}
-    for config in sorted(out.rglob("config.json")):
-        folder = config.parent
+    for folder in sorted(config.parent for config in out.rglob("config.json")):
         history = pd.read_csv(folder / "history.csv", dtype=str, keep_default_na=False)
         rows = history.filter(regex="(?<!seconds)$").to_dict("list")
         result = json.loads((folder / "result.json").read_text())
         result = {k: v for k, v in result.items() if not k.endswith("seconds") and k != "folder"}
         parameters = torch.load(folder / "checkpoint.pt", weights_only=True)
-        events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
-        tags = events.Tags()["scalars"]
-        curves = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
         parameters = {name: value.numpy().tobytes() for name, value in parameters.items()}
-        found[str(folder.relative_to(out))] = rows, result, parameters, curves
+        found[str(folder.relative_to(out))] = rows, result, parameters, scalars(folder)
     return found
 
 
 def one_round(rng: random.Random, ratings: Path, folder: Path) -> tuple[int, str | None]:
     """How many kills landed, and what differs, if anything."""
     arguments = ["--data", str(ratings), *draw_command(rng)]
-    started = time.perf_counter()
+    words, started = " ".join(arguments), time.perf_counter()
     if attempt([*arguments, "--out", str(folder / "alone")], None) != 0:
-        return 0, f"failed uninterrupted: {' '.join(arguments)}"
+        return 0, f"failed uninterrupted: {words}"
     duration = time.perf_counter() - started
     out, kills = folder / "killed", 0
     command = [*arguments, "--out", str(out)]
-    for _ in range(rng.randint(1, 3)):
-        code = attempt(command, rng.uniform(0, 1.1 * duration))
+    moments = [rng.uniform(0, 1.1 * duration) for _ in range(rng.randint(1, 3))]
+    for moment in [*moments, None]:
+        code = attempt(command, moment)
         if code not in (None, 0):
             return kills, f"exit code {code}: {' '.join(command)}"
         kills += code is None
@@ -129,13 +127,9 @@ def one_round(rng: random.Random, ratings: Path, folder: Path) -> tuple[int, str
             command = ["--resume", str(out)]
         elif code is None:  # killed before its first checkpoint: nothing to go on from
             command = [*arguments, "--out", str(out), "--overwrite"]
-    if (code := attempt(command, None)) != 0:
-        return kills, f"exit code {code} at the end: {' '.join(command)}"
-    if list(out.rglob(".*")):
-        return kills, f"left behind: {[path.name for path in out.rglob('.*')]}"
-    if contents(out) != contents(folder / "alone"):
-        return kills, f"differs: {' '.join(arguments)}"
-    return kills, None
+    if left := [path.name for path in out.rglob(".*")]:
+        return kills, f"left behind: {left}"
+    return kills, f"differs: {words}" if contents(out) != contents(folder / "alone") else None
 
 
 def main() -> int:
@@ -144,7 +138,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of commands and moments (0)")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    rng, kills, differences = random.Random(args.seed), 0, []
+    rng, kills, differences = random.Random(args.seed), 0, 0
     with tempfile.TemporaryDirectory() as work:
         ratings = Path(work, "ratings.csv")
         write_ratings(ratings, synthetic(60, 80, 1500, seed=0))
@@ -154,10 +148,10 @@ def main() -> int:
             landed, difference = one_round(rng, ratings, folder)
             kills += landed
             if difference:
-                differences.append(difference)
+                differences += 1
                 tqdm.write(f"round {k}: {difference}", file=sys.stderr)
             shutil.rmtree(folder)
-    print(json.dumps({"rounds": args.rounds, "kills": kills, "differences": len(differences)}))
+    print(json.dumps({"rounds": args.rounds, "kills": kills, "differences": differences}))
     return 1 if differences else 0
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
 from arguments import pick
+from checks.kill_resume import contents
 from models import MultiTaskNet, Structure
 from multitask import Options, Stack
 
@@ -98,22 +98,13 @@ def parameters(folder) -> dict[str, torch.Tensor]:
     return torch.load(Path(folder) / "checkpoint.pt", weights_only=True)
 
 
-def untimed(folder) -> list[dict]:
-    skipped = ("run_id", "train_seconds", "eval_seconds")
-    return [{k: v for k, v in row.items() if k not in skipped} for row in history(folder)]
-
-
 def same_run(one, other) -> bool:
-    """Whether two folders hold one history, but for its seconds, and the same parameters."""
-    ours, its = parameters(one), parameters(other)
-    equal = ours.keys() == its.keys() and all(torch.equal(ours[k], its[k]) for k in ours)
-    return equal and untimed(one) == untimed(other)
-
-
-def scalars(folder) -> dict[str, list[tuple[int, float]]]:
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
-    tags = events.Tags()["scalars"]
-    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
+    """Whether two folders hold the same parameters, curves, and history but for its seconds."""
+    found = []
+    for folder in (one, other):
+        rows, _, parameters, curves = contents(Path(folder))["."]
+        found.append(({**rows, "run_id": None}, parameters, curves))
+    return found[0] == found[1]
 
 
 def recomputed(folder) -> dict[str, float]:

@@ -26,30 +26,23 @@ def slow_ranks(scores, test, seen):
     """One run, pair by pair: scores as nested lists, test and seen as lists of (user, item)."""
     ranks = []
     for user, item in test:
-        row = [
-            -math.inf if (user, other) in seen else score
-            for other, score in enumerate(scores[user])
-        ]
-        higher = sum(row[other] > row[item] for other in range(len(row)))
-        tied = sum(row[other] == row[item] for other in range(len(row)) if other != item)
+        row = [-math.inf if (user, j) in seen else score for j, score in enumerate(scores[user])]
+        higher, tied = sum(x > row[item] for x in row), row.count(row[item]) - 1
         ranks.append(1 + higher + tied / 2)
     return ranks
 
 
 def slow_metrics(ranks, users):
-    of_user = {}
+    of_user, found = {}, []
     for rank, user in zip(ranks, users, strict=True):
         of_user.setdefault(user, []).append(rank)
-    mrr, first, ndcg, recall = [], [], [], []
     for own in of_user.values():
-        mrr.append(sum(1 / rank for rank in own) / len(own))
-        first.append(1 / min(own))
-        gain = sum(1 / math.log2(1 + rank) for rank in own if rank <= 10)
-        ideal = sum(1 / math.log2(1 + k) for k in range(1, min(10, len(own)) + 1))
-        ndcg.append(min(1, gain / ideal))
-        recall.append(len([rank for rank in own if rank <= 10]) / len(own))
-    lists = {"mrr": mrr, "mrr_first": first, "ndcg_at_10": ndcg, "recall_at_10": recall}
-    return {name: sum(values) / len(values) for name, values in lists.items()}
+        hits, ideal = [rank for rank in own if rank <= 10], range(1, min(10, len(own)) + 1)
+        gain, most = (sum(1 / math.log2(1 + rank) for rank in x) for x in (hits, ideal))
+        mrr, recall = sum(1 / rank for rank in own) / len(own), len(hits) / len(own)
+        found.append((mrr, 1 / min(own), min(1, gain / most), recall))
+    means = [sum(values) / len(found) for values in zip(*found, strict=True)]
+    return dict(zip(("mrr", "mrr_first", "ndcg_at_10", "recall_at_10"), means, strict=True))
 
 
 def fixed(scores):
@@ -71,26 +64,19 @@ def stack(seed, n_runs=3, n_users=7, n_items=11, n_test=12, n_seen=30, levels=5)
     return scores, (test // n_items, test % n_items, seen // n_items, seen % n_items)
 
 
-@st.composite
-def stacks(draw):
-    n_runs, n_users, n_items = (draw(st.integers(1, high)) for high in (4, 6, 12))
-    n_pairs = n_users * n_items
-    n_test = draw(st.integers(1, n_pairs))
-    n_seen = draw(st.integers(0, n_pairs - n_test))
-    seed, levels = draw(st.integers(0, 2**32 - 1)), draw(st.integers(1, 20))
-    return stack(seed, n_runs, n_users, n_items, n_test, n_seen, levels)
-
-
 @settings(max_examples=150, deadline=None)
-@given(stacks(), st.integers(1, 40))
-def test_ranks_agree_with_a_slow_loop_run_by_run(case, chunk):
-    scores, split = case
-    test_users, test_items, seen_users, seen_items = split
-    ranks = FullRanking(scores.shape[2], *split, chunk=chunk).ranks(fixed(scores))
-    assert ranks.dtype == torch.float64 and ranks.shape == test_users.shape
-    for run in range(len(scores)):
-        test = list(zip(test_users[run].tolist(), test_items[run].tolist(), strict=True))
-        seen = set(zip(seen_users[run].tolist(), seen_items[run].tolist(), strict=True))
+@given(st.data(), st.integers(1, 40))
+def test_ranks_agree_with_a_slow_loop_run_by_run(data, chunk):
+    n_runs, n_users, n_items = (data.draw(st.integers(1, high)) for high in (4, 6, 12))
+    n_test = data.draw(st.integers(1, n_users * n_items))
+    n_seen = data.draw(st.integers(0, n_users * n_items - n_test))
+    seed, levels = data.draw(st.integers(0, 2**32 - 1)), data.draw(st.integers(1, 20))
+    scores, split = stack(seed, n_runs, n_users, n_items, n_test, n_seen, levels)
+    ranks = FullRanking(n_items, *split, chunk=chunk).ranks(fixed(scores))
+    assert ranks.dtype == torch.float64 and ranks.shape == (n_runs, n_test)
+    for run, parts in enumerate(zip(*split, strict=True)):
+        users, items, *seen = (part.tolist() for part in parts)
+        test, seen = list(zip(users, items, strict=True)), set(zip(*seen, strict=True))
         assert ranks[run].tolist() == slow_ranks(scores[run].tolist(), test, seen)
 
 
@@ -105,41 +91,31 @@ def test_metrics_agree_with_a_slow_loop(pairs):
     assert all(type(value) is float for value in metrics.values())
 
 
-def test_a_run_ranks_the_same_alone_in_a_stack_and_every_epoch():
-    scores, split = stack(2)
-    ranking = FullRanking(11, *split)
-    together = ranking.ranks(fixed(scores))
-    for run in range(3):
-        own = FullRanking(11, *(pairs[run : run + 1] for pairs in split))
-        assert own.ranks(fixed(scores[run : run + 1])).equal(together[run : run + 1])
-    assert not ranking.ranks(fixed(-np.nan_to_num(scores))).equal(together)
-    assert ranking.ranks(fixed(scores)).equal(together)
-
-
 @pytest.mark.parametrize("cpu_block", [1, 23, 2**17])
-def test_chunk_sizes_change_nothing_and_bound_what_is_asked_for(cpu_block, monkeypatch):
+def test_chunks_and_former_scores_change_nothing_and_bound_what_is_asked_for(
+    cpu_block, monkeypatch
+):
     scores, split = stack(3, n_users=50, n_test=200, n_seen=100)
-    expected = FullRanking(11, *split).ranks(fixed(scores))
+    expected, rows = FullRanking(11, *split).ranks(fixed(scores)), []
     monkeypatch.setattr("evaluation.CPU_BLOCK", cpu_block)
+
+    def asked(user_ids):
+        rows.append(3 * len(user_ids))
+        return fixed(scores)(user_ids)
+
     for chunk in (1, 3, 10, 64, 149, 10**6):
-        rows = []
-
-        def asked(user_ids, rows=rows):
-            rows.append(3 * len(user_ids))
-            return fixed(scores)(user_ids)
-
-        assert FullRanking(11, *split, chunk=chunk).ranks(asked).equal(expected)
-        assert max(rows) <= max(chunk, 3)
+        rows.clear()
+        ranking = FullRanking(11, *split, chunk=chunk)
+        assert not ranking.ranks(fixed(-np.nan_to_num(scores))).equal(expected)
+        assert ranking.ranks(asked).equal(expected) and max(rows) <= max(chunk, 3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_every_float_dtype_ranks_exactly(dtype):
-    n_items = 3000  # beyond the integers that bfloat16 and float16 can hold
-    scores = torch.arange(n_items).div(64, rounding_mode="floor").to(dtype)  # ties in 64s
-    ranks = FullRanking(n_items, [[0, 0]], [[0, 2999]], [[0]], [[2998]]).ranks(
-        fixed(scores[None, None])
-    )
-    assert ranks.tolist() == [[1 + 2935 + 63 / 2, 1 + 54 / 2]]
+    # Beyond the integers that bfloat16 can hold, ties in 64s.
+    scores = torch.arange(3000).div(64, rounding_mode="floor").to(dtype)[None, None]
+    ranking = FullRanking(3000, [[0, 0]], [[0, 2999]], [[0]], [[2998]])
+    assert ranking.ranks(fixed(scores)).tolist() == [[1 + 2935 + 63 / 2, 1 + 54 / 2]]
 
 
 INF = math.inf
@@ -163,17 +139,13 @@ def test_ranks_by_hand(case):
 
 
 def test_users_without_test_items_are_neither_scored_nor_counted():
-    asked = []
-
-    def scores(user_ids):
-        asked.extend(user_ids.tolist())
-        return torch.arange(4.0).expand(2, len(user_ids), 4).clone()
-
+    scores, asked = torch.arange(4.0).expand(2, 10, 4), []
     test_users = np.array([[7, 2, 7], [2, 2, 5]])
     split = test_users, [[3, 3, 2], [0, 1, 3]], [[0, 2], [9, 5]], [[3, 2], [1, 2]]
-    ranks = FullRanking(4, *split, chunk=2).ranks(scores)
-    assert asked == [2, 5, 7]
-    assert ranks.tolist() == [[1, 1, 2], [4, 3, 1]]
+    ranks = FullRanking(4, *split, chunk=2).ranks(
+        lambda user_ids: asked.extend(user_ids.tolist()) or scores[:, user_ids].clone()
+    )
+    assert asked == [2, 5, 7] and ranks.tolist() == [[1, 1, 2], [4, 3, 1]]
     assert ranking_metrics(ranks[0], test_users[0])["mrr"] == (1 + (1 + 1 / 2) / 2) / 2
     user_ids, values = reciprocal_ranks_by_user(ranks[0], test_users[0])
     assert user_ids.tolist() == [2, 7] and values.tolist() == [1, 0.75]
@@ -181,23 +153,19 @@ def test_users_without_test_items_are_neither_scored_nor_counted():
 
 def test_a_model_that_scores_everything_the_same_looks_bad():
     """It gets 1 over the mean rank of the items not seen, and popularity beats it by far."""
-    rng = np.random.default_rng(5)
-    n_users, n_items = 60, 400
-    popularity = 1 / np.arange(1, n_items + 1)
-    share = popularity / popularity.sum()
-    items = np.stack([rng.choice(n_items, 30, False, share) for _ in range(n_users)])
-    users = np.repeat(np.arange(n_users), 30).reshape(n_users, 30)
-    test_users, test_items = users[None, :, :5].reshape(1, -1), items[None, :, :5].reshape(1, -1)
-    seen_users, seen_items = users[None, :, 5:].reshape(1, -1), items[None, :, 5:].reshape(1, -1)
-    ranking = FullRanking(n_items, test_users, test_items, seen_users, seen_items)
+    rng, n_items, users = np.random.default_rng(5), 400, np.repeat(np.arange(60)[:, None], 30, 1)
+    share = 1 / np.arange(1, n_items + 1)
+    items = np.stack([rng.choice(n_items, 30, False, share / share.sum()) for _ in range(60)])
+    parts = [x[:, own].reshape(1, -1) for own in (slice(5), slice(5, 30)) for x in (users, items)]
+    ranking = FullRanking(n_items, *parts)
 
     def mrr_of(row):
         ranks = ranking.ranks(lambda user_ids: row.expand(1, len(user_ids), n_items).clone())
-        return ranking_metrics(ranks[0], test_users[0])["mrr"]
+        return ranking_metrics(ranks[0], parts[0][0])["mrr"]
 
     constant = mrr_of(torch.full((n_items,), 0.3))
     assert constant == pytest.approx(1 / np.mean(np.arange(1, n_items - 25 + 1)))
-    counts = np.bincount(seen_items[0], minlength=n_items)
+    counts = np.bincount(parts[3][0], minlength=n_items)
     assert mrr_of(torch.from_numpy(counts).float()) > 10 * constant
 
 
@@ -232,17 +200,16 @@ def test_scores_may_be_a_transposed_view_with_gradients():
     assert kept.permute(2, 1, 0).equal(torch.from_numpy(scores))
 
 
-@pytest.mark.parametrize(
-    "scores", [torch.zeros(1, 1, 3), torch.zeros(2, 1, 4), torch.zeros(1, 1, 4).long()]
-)
-def test_scores_of_a_wrong_shape_or_dtype_raise(scores):
-    with pytest.raises(ValueError, match=r"\(1, 1, 4\)"):
-        FullRanking(4, [[0]], [[1]], [[0]], [[3]]).ranks(lambda user_ids: scores)
+PAIRS = {"n_items": 4, "test_users": [[0, 1]], "test_items": [[0, 1]]}
+PAIRS |= {"seen_users": [[0, 1]], "seen_items": [[2, 3]], "scores": torch.zeros(1, 2, 4)}
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"scores": torch.zeros(1, 2, 3)}, r"\(1, 2, 4\), got .*\(1, 2, 3\)"),
+        ({"scores": torch.zeros(2, 2, 4)}, r"\(1, 2, 4\), got .*\(2, 2, 4\)"),
+        ({"scores": torch.zeros(1, 2, 4).long()}, r"floating-point .*, got torch.int64"),
         ({"test_users": [0, 1], "test_items": [0, 1]}, r"must have one shape \(runs, pairs\)"),
         ({"test_users": [0, 1]}, r"test_users and test_items must have one shape"),
         ({"test_items": [[0]]}, r"test_users and test_items must have one shape"),
@@ -257,12 +224,13 @@ def test_scores_of_a_wrong_shape_or_dtype_raise(scores):
         ({"n_items": 0}, r"n_items must be from 1"),
     ],
 )
-def test_bad_pairs_raise(change, message):
-    good = {"n_items": 4, "test_users": [[0, 1]], "test_items": [[0, 1]]}
-    good |= {"seen_users": [[0, 1]], "seen_items": [[2, 3]]}
-    FullRanking(**good)
+def test_bad_pairs_and_scores_raise(change, message):
+    def ranks(scores, **pairs):
+        return FullRanking(**pairs).ranks(lambda user_ids: scores.clone())
+
+    ranks(**PAIRS)
     with pytest.raises(ValueError, match=message):
-        FullRanking(**(good | change))
+        ranks(**(PAIRS | change))
 
 
 def test_mse_by_hand_summed_in_float64():
@@ -311,12 +279,10 @@ def test_bad_ranks_and_ratings_raise(metric, bad):
 class ByHeart:
     """Two runs of two members: scores and ratings (4, 6 users, 8 items) drawn once."""
 
-    most = 0  # score rows asked for at once
-
     def __init__(self):
-        self.scores, self.rated = torch.randn(
-            2, 4, 6, 8, generator=torch.Generator().manual_seed(8)
-        )
+        stream = torch.Generator().manual_seed(8)
+        self.scores, self.rated = torch.randn(2, 4, 6, 8, generator=stream)
+        self.most = 0  # score rows asked for at once
 
     def catalogue_scores(self, users):
         self.most = max(self.most, 4 * len(users))
@@ -336,22 +302,17 @@ BY_HEART = USERS, ITEMS, RATINGS, ROWS[:, :15], ROWS[:, 15:40]
 def test_the_evaluator_computes_every_metric_one_added_too_of_the_members_mean(chunk, monkeypatch):
     largest = Metric(lambda run: abs(run.predicted - run.ratings).max(), "eval/Largest", better=-1)
     monkeypatch.setitem(METRICS, "largest_error", largest)
-    net, clip = ByHeart(), [(-0.5, 0.5), None]
-    results = Evaluator(*BY_HEART, members=2, clip=clip, chunk=chunk)(net)
+    net, clips = ByHeart(), [(-0.5, 0.5), None]
+    results = Evaluator(*BY_HEART, members=2, clip=clips, chunk=chunk)(net)
     assert net.most <= max(chunk, 4)
-    for run, (result, rows) in enumerate(zip(results, ROWS, strict=True)):
-        pairs = [(int(USERS[row]), int(ITEMS[row])) for row in rows]
-        mean = [
-            values[2 * run : 2 * run + 2].mean(0).tolist() for values in (net.scores, net.rated)
-        ]
-        ranks = slow_ranks(mean[0], pairs[:15], set(pairs[15:40]))
-        errors = []
-        for (user, item), row in zip(pairs[:15], rows, strict=False):
-            rated = mean[1][user][item]
-            cut = rated if run else min(0.5, max(-0.5, rated))
-            errors.append(abs(cut - RATINGS[row]))
-        expected = slow_metrics(ranks, [user for user, _ in pairs[:15]])
-        expected |= {"mse": np.mean(np.square(errors)), "largest_error": max(errors)}
+    for run, (result, rows, clip) in enumerate(zip(results, ROWS, clips, strict=True)):
+        pairs, test = list(zip(USERS[rows].tolist(), ITEMS[rows].tolist(), strict=True)), rows[:15]
+        scores, rated = (x[2 * run : 2 * run + 2].mean(0) for x in (net.scores, net.rated))
+        ranks = slow_ranks(scores.tolist(), pairs[:15], set(pairs[15:40]))
+        rated = rated.numpy()[USERS[test], ITEMS[test]]
+        errors = (np.clip(rated, *clip) if clip else rated) - RATINGS[test]
+        expected = slow_metrics(ranks, USERS[test].tolist())
+        expected |= {"mse": np.mean(errors**2), "largest_error": abs(errors).max()}
         assert result == pytest.approx(expected, rel=1e-5)
 
 

@@ -6,7 +6,6 @@ import os
 import pickle
 import shutil
 import subprocess
-import sys
 import time
 import urllib.request
 from pathlib import Path
@@ -26,11 +25,12 @@ from small import (
     recomputed,
     refused,
     same_run,
-    scalars,
 )
+from tensorboard import program
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
+from checks.kill_resume import scalars
 from run_folder import run_id_of
 
 CURVES = {
@@ -85,24 +85,13 @@ def test_history_and_tensorboard_tell_the_same_curves(one_run):
 
 
 def test_tensorboard_started_on_a_run_serves_the_five_curves(one_run):
-    # As a user starts it; port 0 lets it choose one.
-    server = subprocess.Popen(
-        [sys.executable, "-m", "tensorboard.main", "--port", "0"]
-        + ["--logdir", str(one_run.parent)],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        address = next(w for line in server.stderr for w in line.split() if "http://" in w)
-        deadline, tags = time.time() + 30, {}
-        while time.time() < deadline and not tags.get("run"):
-            with urllib.request.urlopen(f"{address}data/plugin/scalars/tags") as answer:
-                tags = json.load(answer)
-            time.sleep(0.1)
-    finally:
-        server.kill()
-        server.wait()
-        server.stderr.close()
+    server = program.TensorBoard()
+    server.configure([None, "--port", "0", "--logdir", str(one_run.parent)])  # 0: it chooses one
+    address, deadline, tags = server.launch(), time.time() + 30, {}
+    while time.time() < deadline and not tags.get("run"):
+        with urllib.request.urlopen(f"{address}data/plugin/scalars/tags") as answer:
+            tags = json.load(answer)
+        time.sleep(0.1)
     assert CURVES.keys() <= tags["run"].keys()
 
 
@@ -194,9 +183,7 @@ def test_a_resumed_run_is_the_run_never_interrupted_to_the_last_bit(command, mor
             assert one[key] == other[key]
         assert same_run(one["folder"], other["folder"])
         assert ids_of(Path(other["folder"])) == {one["run_id"]}
-        curves = scalars(other["folder"])
-        assert curves == scalars(one["folder"])
-        assert [step for step, _ in curves["eval/MSE"]] == list(range(6))
+        assert [step for step, _ in scalars(other["folder"])["eval/MSE"]] == list(range(6))
     before = {path: path.stat().st_mtime_ns for path in Path("stopped").rglob("*.*")}
     assert command("--resume stopped")[:2] == (0, resumed)  # finished: its result again, no more
     assert before == {path: path.stat().st_mtime_ns for path in Path("stopped").rglob("*.*")}
