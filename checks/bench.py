@@ -30,7 +30,8 @@ import torch
 import torch.nn.functional as F
 
 import run_folder
-from arguments import Parser, number
+import train
+from arguments import Parser, number, resolve
 from checks.synthetic import synthetic
 from data import load, random_split
 from evaluation import Evaluator
@@ -38,6 +39,7 @@ from models import MultiTaskNet
 from multitask import Stack
 
 DIM, HIDDEN = 32, 64
+WEIGHTINGS = ("gls", "uw", "famo", "mgda", "nash-mtl", "cagrad", "gradnorm")
 LARGE = 138_493, 26_744, 20_000_000  # users, items, interactions: as many as MovieLens 20M
 
 
@@ -100,13 +102,16 @@ class StackLoop:
     """
 
     def __init__(
-        self, data, rows, runs=1, batch_size=256, shared_dims=DIM, device="cpu", **options
-    ):
+        self, data, rows, runs=1, batch_size=256, shared_dims=DIM, device="cpu",
+        weighting="fixed", written_out=None, **options,
+    ):  # fmt: skip
         net = MultiTaskNet(data.n_users, data.n_items, shared_dims=shared_dims, seeds=range(runs))
         columns = data.user_ids, data.item_ids, data.ratings, np.tile(rows, (runs, 1)), range(runs)
         options |= {"lambda_f": [0.99] * runs, "lambda_r": [0.01] * runs, "batch_size": batch_size}
+        options["weighting"] = [weighting] * runs
         self.stack = Stack(net.to(device), *columns, **options)
         self.net, self.runs, self.epoch = self.stack.net, runs, 0
+        self.stack.written_out = written_out  # False: by autograd
         self.stack.prepare()
 
     def __call__(self) -> float:
@@ -155,11 +160,13 @@ def ratios(rounds: int) -> dict:
     small = {"plain": PlainLoop(data, split.train, 256)}
     for runs in (1, 16):
         loop = small[f"R={runs}"] = StackLoop(data, split.train, runs)
+        small[f"R={runs} autograd"] = StackLoop(data, split.train, runs, written_out=False)
         small[f"R={runs} separate"] = StackLoop(data, split.train, runs, shared_dims=0)
         evaluate = Evaluator(*columns, *(np.tile(x, (runs, 1)) for x in (split.test, split.train)))
         small[f"evaluation, R={runs}"] = lambda e=evaluate, ours=loop: (
             timed(lambda: e(ours.net)) / ours.runs
         )
+    small |= {name: StackLoop(data, split.train, 16, weighting=name) for name in WEIGHTINGS}
     large = {
         "plain": PlainLoop(data, split.train, 4096),
         "eager": StackLoop(data, split.train, batch_size=4096),
@@ -172,6 +179,7 @@ def ratios(rounds: int) -> dict:
         "rounds": rounds,
         "plain_seconds": median(plain),
         "ratio_to_plain": {x: median_ratio(seconds[x], plain) for x in small if x != "plain"},
+        "ratio_to_fixed": {x: median_ratio(seconds[x], seconds["R=16"]) for x in WEIGHTINGS},
         "floor": floor,
         "ratio_to_floor": {x: median(seconds[x]) / floor["seconds"] for x in ("R=1", "R=16")},
         "samples_per_second_at_4096": {x: len(split.train) / median(at_4096[x]) for x in large},
@@ -245,8 +253,7 @@ def on_gpu(device: str) -> dict:
 
 
 def set_machine() -> None:
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
+    train.set_machine(resolve([]))  # as the command sets it, for all that is compared
 
 
 def main(argv: list[str] | None = None) -> int:
