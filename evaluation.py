@@ -62,11 +62,10 @@ class FullRanking:
 
         def addresses(users, items):
             """Places of the scored users' pairs in the chunks' (runs, users, items) scores."""
-            run, column = np.nonzero(place[users] >= 0)
-            at = place[users[run, column]]
-            start = at // width * width
-            row = run * np.minimum(width, len(scored) - start) + at - start
-            return (start * n_runs + row) * n_items + items[run, column]
+            pair = np.nonzero(place[users] >= 0)  # run, column
+            chunk, at = np.divmod(place[users[pair]], width)
+            row = pair[0] * np.minimum(width, len(scored) - chunk * width) + at
+            return (chunk * width * n_runs + row) * n_items + items[pair]
 
         seen = np.sort(addresses(seen_users, seen_items))
         test = addresses(test_users, test_items)
@@ -98,9 +97,8 @@ class FullRanking:
             told = f"catalogue scores must be floating-point of shape (R, U, n_items) = {asked}, "
             told += f"got {scores.dtype} of shape {got}"
             _require(got == asked and scores.is_floating_point(), told)
-            if scores.dtype != torch.float64:
-                scores = scores.float()  # half precision couldn't hold the counts
-            scores = scores.contiguous()
+            exact = torch.promote_types(scores.dtype, torch.float32)  # half couldn't hold counts
+            scores = scores.to(exact).contiguous()
             highest.append(scores.flatten(1).amax(1))  # NaN if any score is
             scores.view(-1).index_fill_(0, mask, -torch.inf)
             scores, own = scores.view(-1, self.n_items), scores.view(-1).take(pairs)
@@ -114,7 +112,7 @@ class FullRanking:
                 at_least = torch.ge(others, score, out=buffer[: len(row)])
                 torch.sum(at_least.add_(others.gt_(score)), 1, out=count)
             ranks.append(counts)
-        result = torch.empty(self.shape[0] * self.shape[1], dtype=torch.float64)
+        result = torch.empty(len(self._order), dtype=torch.float64)
         result[self._order] = torch.cat(ranks).cpu().double()
         ranks = result.add_(1).div_(2).view(self.shape)
         ranks[torch.stack(highest).isnan().any(0).cpu()] = torch.nan
