@@ -158,15 +158,19 @@ def pairwise_step(stack, batch) -> tuple[Tensor, Tensor, Tensor | None]:
         torch.addcmul(to_window, to_product, other, out=to_rows[..., own_dims:])
         torch.mul(slopes, factor[..., :own_dims], out=to_rows[..., :own_dims])
         to_rows[..., own_dims:added].addcmul_(slopes, factor[..., own_dims:added])
-    torch.mul(-slopes, u_f[..., :added], out=to_negative[..., :added])
-    if added < net.width:
+    if added:
+        torch.mul(-slopes, u_f[..., :added], out=to_negative[..., :added])
+    if 0 < added < net.width:
         to_negative[..., added:] = 0
     to_item_bias = torch.cat([slope, -slope], 1)
+    rated_ids = (items + net.run * net.n_items).flatten()
     add_rows(net.users.grad, user_ids, to_users)
-    add_rows(net.items.grad, item_ids, to_items)
+    if added:
+        add_rows(net.items.grad, item_ids, to_items)
+    else:  # all is shared and apart: a negative's row has no gradient of rating's
+        add_rows(net.items.grad, rated_ids, to_positive)
     add_rows(net.item_bias.grad, item_ids, to_item_bias)
     if net.structure.rating_biases:
-        rated_ids = (items + net.run * net.n_items).flatten()
         user_bias, item_bias = net.rating_bias_tables()
         add_rows(user_bias.grad, user_ids, error)
         add_rows(item_bias.grad, rated_ids, error)
@@ -182,7 +186,7 @@ def pairwise_step(stack, batch) -> tuple[Tensor, Tensor, Tensor | None]:
             add_rows(ranking[3], item_ids, to_item_bias)
         gram = stack.memory.gram_of(ranking, stack.memory.shared(stack.memory.grads))
         shared = stack.weighting.by_gradients(shared, losses, gram)
-        stack.memory.weigh(ranking, shared, own)
+        stack.memory.weigh(ranking, shared, own if stack.weighting.weighs_own else None)
     return losses, shared, gram
 
 

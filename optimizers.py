@@ -64,16 +64,18 @@ class Flat:
         gram[:, 1, 0] = gram[:, 0, 1]
         return gram
 
-    def weigh(self, ranking: list[Tensor], w: Tensor, o: Tensor) -> None:
+    def weigh(self, ranking: list[Tensor], w: Tensor, o: Tensor | None) -> None:
         """Weigh grads, which hold rating's part of what is shared, and ranking's part, into grads.
 
-        ``ranking`` as `shared` gives it; w and o are (R, 2).
+        ``ranking`` as `shared` gives it; w and o are (R, 2), None where all o are 1.
         """
-        w, o = w[..., None, None], o[..., None, None]
+        w = w[..., None, None]
         for rated, ranked in zip(self.shared(self.grads), ranking, strict=True):
             rated.mul_(w[:, 1]).addcmul_(ranked, w[:, 0])
-        views = dict(zip(self.names, self.views(self.grads), strict=True))
-        for name, view in views.items():
+        if o is None:
+            return
+        o, views = o[..., None, None], self.views(self.grads)
+        for name, view in zip(self.names, views, strict=True):
             if name in self.tables:
                 view[..., : self.own[0]].mul_(o[:, 0])
                 view[..., view.shape[-1] - self.own[1] :].mul_(o[:, 1])

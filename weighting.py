@@ -463,6 +463,7 @@ class Weightings:
             [method.per_task_moments for method in self.methods], device=self.shared.device
         )
         # Whether the tasks' gradients are needed apart: else one weighted sum of the losses serves.
+        self.weighs_own = any(method.weights_own for method in self.methods)
         self.split = any(method.per_task_moments for method in self.methods)
         self.apart = self.split or any(not method.weights_own for method in self.methods)
 
