@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pooch
 
 from ratings_file import cache_folder, one_line, read_table, say, short, wrong
@@ -58,30 +59,29 @@ class Interactions:
 
     def __post_init__(self) -> None:
         n, n_users, n_items = len(self.ratings), len(self.user_labels), len(self.item_labels)
-        for field, length, dtypes in (
+        for field, length, *dtypes in (
             ("user_ids", n, "int64"),
             ("item_ids", n, "int64"),
             ("ratings", n, "float32"),
             ("timestamps", n, "int64"),
-            ("user_labels", n_users, "int64 or str"),
-            ("item_labels", n_items, "int64 or str"),
+            ("user_labels", n_users, "int64", "str"),
+            ("item_labels", n_items, "int64", "str"),
             ("item_titles", n_items, "str"),
         ):
             values = getattr(self, field)
             if values is None and field in ("timestamps", "item_titles"):
                 continue
             dtype = "str" if values.dtype.kind == "U" else values.dtype.name
-            if values.shape != (length,) or dtype not in dtypes.split(" or "):
+            if values.shape != (length,) or dtype not in dtypes:
                 found = f"Interactions: {field} is {values.dtype} {values.shape}"
-                raise wrong(found, f"{dtypes} ({length},)")
-            view = values.view()
-            view.setflags(write=False)
-            object.__setattr__(self, field, view)
+                raise wrong(found, f"{' or '.join(dtypes)} ({length},)")
+            object.__setattr__(self, field, values.view())
+            getattr(self, field).setflags(write=False)
         if n == 0:
             raise wrong("Interactions: no rows", "at least one rating")
-        if (broken := np.flatnonzero(~np.isfinite(self.ratings))).size:
-            found = f"Interactions: ratings[{broken[0]}] is {self.ratings[broken[0]]}"
-            raise wrong(found, "finite numbers")
+        if not (finite := np.isfinite(self.ratings)).all():
+            row = np.argmin(finite)
+            raise wrong(f"Interactions: ratings[{row}] is {self.ratings[row]}", "finite numbers")
         for side in ("user", "item"):
             ids, labels = getattr(self, f"{side}_ids"), getattr(self, f"{side}_labels")
             found = f"Interactions: {side}_ids reach from {ids.min()} to {ids.max()}"
@@ -92,10 +92,9 @@ class Interactions:
             if not (labels[1:] > labels[:-1]).all():
                 raise wrong(f"Interactions: {side}_labels don't increase", "sorted, distinct ones")
         pairs = np.sort(self.user_ids * n_items + self.item_ids)
-        if (twice := np.flatnonzero(pairs[1:] == pairs[:-1])).size:
-            user, item = divmod(int(pairs[twice[0]]), n_items)
-            found = f"Interactions: user id {user} and item id {item} meet in more than one row"
-            raise wrong(found, "one rating a pair")
+        if (twice := pairs[1:][pairs[1:] == pairs[:-1]]).size:
+            found = "Interactions: user id {} and item id {} meet in more than one row"
+            raise wrong(found.format(*divmod(twice[0], n_items)), "one rating a pair")
 
     @property
     def n_users(self) -> int:
@@ -109,9 +108,8 @@ class Interactions:
         return len(self.ratings)
 
     def __repr__(self) -> str:
-        times = "no timestamps"
-        if self.timestamps is not None:
-            times = f"timestamps {self.timestamps.min()} to {self.timestamps.max()}"
+        times = self.timestamps
+        times = "no timestamps" if times is None else f"timestamps {times.min()} to {times.max()}"
         return (
             f"Interactions({self.name!r}: {len(self):,} ratings ({self.ratings.min():g} to "
             f"{self.ratings.max():g}) by {self.n_users:,} users of {self.n_items:,} items, "
@@ -184,11 +182,9 @@ def _cut(order: np.ndarray, test_fraction: float, validation_fraction: float) ->
     n_test, n_validation = round(n * test_fraction), round(n * validation_fraction)
     n_train = n - n_test - n_validation
     if n_test < 1 or n_train < 1 or (validation_fraction > 0 and n_validation < 1):
-        raise wrong(
-            f"test_fraction {test_fraction} and validation_fraction {validation_fraction} cut "
-            f"{n} rows into {n_train} to train, {n_validation} to validate, {n_test} to test",
-            "fractions that leave each part a row",
-        )
+        found = " and ".join(f"{name} {fraction}" for name, fraction in fractions.items())
+        found += f" cut {n} rows into {n_train} to train, {n_validation} to validate, "
+        raise wrong(f"{found}{n_test} to test", "fractions that leave each part a row")
     order = order.astype(np.int64, copy=False)
     return Split(*np.split(order, [n_train, n_train + n_validation]))
 
@@ -235,33 +231,14 @@ def _pip(requirement: str, output: str, _: object) -> None:
     """A downloader for pooch that asks the package index for a wheel."""
     command = [sys.executable, "-m", "pip", "download", requirement, "--no-deps", "--quiet"]
     command += ["--only-binary=:all:", "--no-cache-dir", "--no-input", "--timeout=10"]
-    command += ["--disable-pip-version-check", "--retries=1"]
+    command += ["--disable-pip-version-check", "--retries=1", "--dest"]
     with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(
-            [*command, "--dest", folder],
-            capture_output=True,
-            text=True,
-            timeout=180,
-            stdin=subprocess.DEVNULL,
-        )
+        options = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
+        done = subprocess.run([*command, folder], timeout=180, **options)
         if done.returncode != 0:
             complaints = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
             raise OSError(f"pip download: {complaints[-1]}")
-        (wheel,) = Path(folder).iterdir()
-        shutil.copyfile(wheel, output)
-
-
-def _grouplens_titles(content: bytes) -> dict[str, str]:
-    fields = [line.split("|") for line in content.decode("latin-1").split("\n") if line]
-    return {item: title for item, title, *_ in fields}
-
-
-def _recbole_titles(content: bytes) -> dict[str, str]:
-    fields = [line.split("\t") for line in content.decode().split("\n")[1:] if line]
-    return {  # the one film without a year is spelt "unkonwn" here, "unknown" by GroupLens
-        item: f"{title} ({year})" if year.isdigit() else "unknown"
-        for item, title, year, *_ in fields
-    }
+        shutil.copyfile(next(Path(folder).iterdir()), output)
 
 
 @dataclass(frozen=True)
@@ -274,8 +251,8 @@ class Source:
     known_hash: str  # algorithm:digest
     ratings: str  # the member with a table as `load` reads it,
     header: bytes  # but for this first line
-    titles: str  # the member with titles
-    read_titles: Callable[[bytes], dict[str, str]]  # item label -> "Title (Year)"
+    titles: str  # the member with lines of item, title and, if it likes, year
+    titles_in: tuple[str, str]  # its separator and encoding
     downloader: Callable = pooch.HTTPDownloader(timeout=5, progressbar=True)
 
 
@@ -300,7 +277,7 @@ DATASETS = {
                 ratings="ml-100k/u.data",
                 header=b"user\titem\trating\ttimestamp\n",
                 titles="ml-100k/u.item",
-                read_titles=_grouplens_titles,
+                titles_in=("|", "latin-1"),
             ),
             Source(
                 "the RecBole wheel",
@@ -310,7 +287,7 @@ DATASETS = {
                 ratings="recbole/dataset_example/ml-100k/ml-100k.inter",
                 header=b"",
                 titles="recbole/dataset_example/ml-100k/ml-100k.item",
-                read_titles=_recbole_titles,
+                titles_in=("\t", "utf-8"),
                 downloader=_pip,
             ),
         ),
@@ -323,12 +300,13 @@ LARGEST_MEMBER = 2**30  # bytes; members are read in memory, never unpacked
 
 def canonical_rows(data: Interactions) -> bytes:
     """user, item, rating and time in tab-separated lines, sorted by user and item."""
-    order = np.lexsort((data.item_ids, data.user_ids))
     users, items = data.user_labels[data.user_ids], data.item_labels[data.item_ids]
-    ratings = np.array([f"{rating:g}" for rating in data.ratings.tolist()])
-    columns = [users, items, ratings] + ([] if data.timestamps is None else [data.timestamps])
-    rows = zip(*(column[order].tolist() for column in columns), strict=True)
-    return "".join("\t".join(map(str, row)) + "\n" for row in rows).encode()
+    table = pd.DataFrame({"user": users, "item": items, "rating": data.ratings})
+    if data.timestamps is not None:
+        table["timestamp"] = data.timestamps
+    table = table.sort_values(["user", "item"])
+    options = {"header": False, "index": False, "float_format": "%g", "lineterminator": "\n"}
+    return table.to_csv(sep="\t", **options).encode()
 
 
 def _load_named(name: str) -> Interactions:
@@ -337,15 +315,9 @@ def _load_named(name: str) -> Interactions:
     pooch.get_logger().setLevel("ERROR")
     for source in sorted(dataset.sources, key=lambda s: not (folder / s.file_name).exists()):
         path = folder / source.file_name
-        here = path.exists()
+        here, wanted = path.exists(), (source.address, source.known_hash, source.file_name)
         try:
-            pooch.retrieve(
-                source.address,
-                source.known_hash,
-                source.file_name,
-                folder,
-                downloader=source.downloader,
-            )
+            pooch.retrieve(*wanted, folder, downloader=source.downloader)
             data = _read_archive(name, source, path)
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             damaged = f"{path} is damaged, " if here else ""
@@ -360,6 +332,12 @@ def _load_named(name: str) -> Interactions:
     )
 
 
+def _title(title: str = "", year: str = "", *_: str) -> str:
+    if title == "unkonwn":  # so the wheel spells the one film without a year
+        return "unknown"
+    return f"{title} ({year})" if year.isdigit() else title
+
+
 def _read_archive(name: str, source: Source, path: Path) -> Interactions:
     try:
         with zipfile.ZipFile(path) as archive:
@@ -370,7 +348,9 @@ def _read_archive(name: str, source: Source, path: Path) -> Interactions:
     except (zipfile.BadZipFile, zlib.error, KeyError, RuntimeError, EOFError) as error:
         raise ValueError(f"{source.file_name} is no archive of {name} ({error})") from None
     columns = read_table(source.header + ratings, source.ratings)
-    by_item = source.read_titles(titles)
+    separator, encoding = source.titles_in
+    lines = titles.decode(encoding).split("\n")
+    by_item = {item: _title(*cells) for item, *cells in (x.split(separator) for x in lines)}
     columns["item_titles"] = np.array([by_item.get(str(k), "") for k in columns["item_labels"]])
     data = Interactions(**columns, name=name)
     sha256, expected = hashlib.sha256(canonical_rows(data)).hexdigest(), DATASETS[name].sha256

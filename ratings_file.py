@@ -83,6 +83,10 @@ def read_table(content: bytes, shown: str) -> dict[str, np.ndarray | str | None]
 
 # ---------------------------------------------------------------- from text to arrays
 
+Positions = dict[str, int]  # kind of column -> its place in a row
+Cells = dict[str, list | np.ndarray | pd.Categorical]  # kind of column -> all its cells, checked
+Records = Iterator[tuple[int, list[str]]]  # the line where a row begins, its fields
+
 
 def _parse(content: bytes, shown: str) -> dict[str, np.ndarray]:
     """Fields of Interactions, timestamps only where there are some, and the rows `dropped`."""
@@ -114,55 +118,48 @@ def _parse(content: bytes, shown: str) -> dict[str, np.ndarray]:
     return {**columns, "dropped": np.int64(len(pairs) - len(kept))}
 
 
-def _by_pandas(
-    content: bytes, delimiter: str, width: int, positions: dict[str, int]
-) -> dict[str, np.ndarray | pd.Categorical]:
+def _by_pandas(content: bytes, delimiter: str, width: int, positions: Positions) -> Cells:
     """The cells of a plain file; ValueError where it isn't, or a cell is wrong.
 
     Pandas pads short rows, cuts long ones and trims blanks in silence, so there must be no blanks
     and no quotes, and the separators are compared with what they should be.
     """
     separators = (delimiter * (width - 1) + "\n").encode()
-    others = bytes(set(range(256)) - set(separators))
+    others = bytes(set(range(256)) - set(separators) - set(b'"\0 \t\v\f'))
     found = content.translate(None, delete=others).rstrip(b"\n") + b"\n"
-    odd = any(byte in content for byte in b'"\0 \t\v\f' if chr(byte) != delimiter)
-    lone_returns = b"\r" in content and content.count(b"\r") != content.count(b"\r\n")
-    if odd or lone_returns or found != separators * (len(found) // width):
+    lone_returns = content.count(b"\r") != content.count(b"\r\n")
+    if lone_returns or found != separators * (len(found) // width):
         raise ValueError("not plain")
     types = dict.fromkeys(set(range(width)) - {positions.get("timestamp")}, "category")
     # Pandas takes a category's texts for numbers if all are ("007", "1.0"): a first line of words.
     words = delimiter.join("no number" if k in types else "0" for k in range(width)) + "\n"
     options = {"sep": delimiter, "header": None, "na_filter": False, "low_memory": False}
-    parts: dict[str, list] = {kind: [] for kind in positions}
-    file = io.BytesIO(content)
+    file, tables = io.BytesIO(content), []
     file.readline()
     while block := file.read(BLOCK) + file.readline():
-        table = pd.read_csv(io.BytesIO(words.encode() + block), dtype=types, **options)
-        for kind, position in positions.items():
-            parts[kind].append(table[position].values[1:])
-    if any(times.dtype != np.int64 for times in parts.get("timestamp", [])):
-        raise ValueError("not all whole numbers")
-    cells: dict = {}
-    for kind in parts:
+        lines = io.BytesIO(words.encode() + block)
+        tables.append(pd.read_csv(lines, dtype=types, **options).iloc[1:])
+    cells: Cells = {}
+    for kind, position in positions.items():
+        parts = [table[position].values for table in tables]
         if kind == "timestamp":
-            cells[kind] = np.concatenate(parts[kind])
-            continue
-        cells[kind] = union_categoricals(parts[kind]).remove_categories(["no number"])
-        values = [CELLS[kind](text) for text in cells[kind].categories.tolist()]
-        if kind == "rating":
-            cells[kind] = np.array(values, dtype=np.float32)[cells[kind].codes]
+            cells[kind] = np.concatenate(parts)
+            if cells[kind].dtype != np.int64:
+                raise ValueError("not all whole numbers")
+        else:
+            texts = union_categoricals(parts).remove_categories(["no number"])
+            values = np.array([CELLS[kind](text) for text in texts.categories])
+            cells[kind] = values[texts.codes] if kind == "rating" else texts
     return cells
 
 
-def _by_csv(
-    records: Iterator[tuple[int, list[str]]],
-    header: list[str],
-    positions: dict[str, int],
-    shown: str,
-) -> dict[str, list]:
+def _by_csv(records: Records, header: list[str], positions: Positions, shown: str) -> Cells:
     """The cells of any file; the first bad one is told with its place."""
-    cells: dict[str, list] = {kind: [] for kind in positions}
+    cells: Cells = {kind: [] for kind in positions}
     for line, row in records:
+        if len(row) != len(header):
+            found = f"{shown}, line {line}: {len(row)} fields, not {len(header)}"
+            raise wrong(found, "one for each column of the header")
         for kind, position in positions.items():
             try:
                 cells[kind].append(CELLS[kind](row[position]))
@@ -172,7 +169,7 @@ def _by_csv(
     return cells
 
 
-def _records(content: bytes, delimiter: str, shown: str) -> Iterator[tuple[int, list[str]]]:
+def _records(content: bytes, delimiter: str, shown: str) -> Records:
     """The header and the rows, each with the line where it begins, as Python's csv reads them."""
     file = io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", "surrogateescape", newline="")
 
@@ -183,13 +180,9 @@ def _records(content: bytes, delimiter: str, shown: str) -> Iterator[tuple[int, 
             yield line
 
     reader = csv.reader(lines(), delimiter=delimiter, strict=True)
-    start, width = 1, 0
+    start = 1
     try:
         for row in reader:
-            width = width or len(row)
-            if row and len(row) != width:
-                found = f"{shown}, line {start}: {len(row)} fields, not {width}"
-                raise wrong(found, "one for each column of the header")
             if row:
                 yield start, row
             start = reader.line_num + 1
@@ -198,10 +191,9 @@ def _records(content: bytes, delimiter: str, shown: str) -> Iterator[tuple[int, 
         raise wrong(found, "short fields with closed quotes") from None
 
 
-def _find_columns(header: list[str], where: str) -> dict[str, int]:
-    """Kind -> position of its column."""
+def _find_columns(header: list[str], where: str) -> Positions:
     kinds = {name: kind for kind, names in COLUMNS.items() for name in names}
-    positions: dict[str, int] = {}
+    positions: Positions = {}
     for position, name in enumerate(header):
         kind = kinds.get(name.lower(), name.lower())
         if kind in positions:
@@ -238,8 +230,6 @@ def _rating(text: str) -> float:
 
 
 def _time(text: str) -> int:
-    if len(text) <= 18 and text.isascii() and text.isdigit():
-        return int(text)
     if DECIMAL.fullmatch(text):
         number = decimal.Decimal(text)  # exact, where float would round 2^53 + 1
         if -(2**63) <= number < 2**63 and number == int(number):
