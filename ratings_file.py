@@ -15,7 +15,6 @@ import io
 import os
 import re
 import sys
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,6 +38,11 @@ KEPT_BYTES = 2**31  # of all that is kept; the longest unused goes first
 
 def wrong(found: str, right: str) -> ValueError:
     return ValueError(f"{found}; {right} would be right")
+
+
+def require(fact: bool, found: str, right: str) -> None:
+    if not fact:
+        raise wrong(found, right)
 
 
 def say(message: str) -> None:
@@ -94,15 +98,14 @@ def _parse(content: bytes, shown: str) -> dict[str, np.ndarray]:
     delimiter = "\t" if b"\t" in first_line else ","
     records = _records(content, delimiter, shown)
     line, header = next(records, (0, []))
-    if not header:
-        raise wrong(f"{shown} is empty", "a header and at least one row")
+    require(header, f"{shown} is empty", "a header and at least one row")
     positions = _find_columns(header, f"{shown}, line {line}")
     try:
         cells = _by_pandas(content, delimiter, len(header), positions)
     except ValueError:  # a bad cell, or more than pandas is trusted with here
         cells = _by_csv(records, header, positions, shown)
-    if not len(cells["rating"]):
-        raise wrong(f"{shown} has a header but no rows", "at least one rating")
+    found = f"{shown} has a header but no rows"
+    require(len(cells["rating"]), found, "at least one rating")
     columns = {"ratings": np.asarray(cells["rating"], dtype=np.float32)}
     if "timestamp" in cells:
         columns["timestamps"] = np.asarray(cells["timestamp"], dtype=np.int64)
@@ -157,9 +160,8 @@ def _by_csv(records: Records, header: list[str], positions: Positions, shown: st
     """The cells of any file; the first bad one is told with its place."""
     cells: Cells = {kind: [] for kind in positions}
     for line, row in records:
-        if len(row) != len(header):
-            found = f"{shown}, line {line}: {len(row)} fields, not {len(header)}"
-            raise wrong(found, "one for each column of the header")
+        found = f"{shown}, line {line}: {len(row)} fields, not {len(header)}"
+        require(len(row) == len(header), found, "one for each column of the header")
         for kind, position in positions.items():
             try:
                 cells[kind].append(CELLS[kind](row[position]))
@@ -175,7 +177,7 @@ def _records(content: bytes, delimiter: str, shown: str) -> Records:
 
     def lines() -> Iterator[str]:
         for number, line in enumerate(file, 1):
-            if "\0" in line or (not line.isascii() and re.search("[\udc80-\udcff]", line)):
+            if re.search("[\0\udc80-\udcff]", line):
                 raise wrong(f"{shown}, line {number}: bytes that are no text", "UTF-8 text")
             yield line
 
@@ -214,18 +216,17 @@ def _find_columns(header: list[str], where: str) -> Positions:
 
 @functools.lru_cache(2**16)  # one text in memory for each label
 def _label(text: str) -> str:
-    if not 0 < len(text) <= LONGEST_LABEL:
-        found = f"{short(text)} has {len(text)} characters"
-        raise wrong(found, f"an id of 1 to {LONGEST_LABEL}")
+    found = f"{short(text)} has {len(text)} characters"
+    require(0 < len(text) <= LONGEST_LABEL, found, f"an id of 1 to {LONGEST_LABEL}")
     return text
 
 
 @functools.lru_cache(2**16)  # a file has few distinct ratings
 def _rating(text: str) -> float:
-    if not DECIMAL.fullmatch(text):
-        raise wrong(f"{short(text)} is not a number", "a finite decimal like 3.5")
-    if abs(float(text)) >= 2.0**128 - 2.0**103:  # where float32 rounds to infinity
-        raise wrong(f"{short(text)} is too large", "a rating within float32")
+    right = "a finite decimal like 3.5"
+    require(DECIMAL.fullmatch(text), f"{short(text)} is not a number", right)
+    fits = abs(float(text)) < 2.0**128 - 2.0**103  # from there on float32 rounds to infinity
+    require(fits, f"{short(text)} is too large", "a rating within float32")
     return float(text)
 
 
@@ -278,7 +279,7 @@ def _keep(path: Path, columns: dict[str, np.ndarray]) -> None:
     room = KEPT_BYTES - sum(array.nbytes for array in columns.values())
     if room < 0:
         return
-    part = path.with_suffix(f".{uuid.uuid4().hex}.npz")
+    part = path.with_name(f"{path.name}-{os.getpid()}.npz")
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         for kept in sorted(path.parent.glob("rows-*"), key=os.path.getmtime, reverse=True):

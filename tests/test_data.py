@@ -327,7 +327,7 @@ def test_load_refuses_unknown_names_folders_and_unreadable_files(tmp_path, monke
     def refuse(*arguments, **options):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(Path, "read_bytes", refuse)
     with pytest.raises(ValueError, match="can't be read .*Permission denied.*readable file would"):
         data.load(path)
 
