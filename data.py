@@ -32,6 +32,11 @@ from ratings_file import cache_folder, one_line, read_table, require, say, short
 # ---------------------------------------------------------------- interactions and splits
 
 
+DTYPES = {field: ["int64"] for field in ("user_ids", "item_ids", "timestamps")}
+DTYPES |= {"ratings": ["float32"], "item_titles": ["str"]}
+DTYPES |= {"user_labels": ["int64", "str"], "item_labels": ["int64", "str"]}
+
+
 @dataclass(frozen=True, eq=False)
 class Interactions:
     """n ratings of items by users, validated on construction; its arrays are read-only.
@@ -59,24 +64,18 @@ class Interactions:
 
     def __post_init__(self) -> None:
         n, n_users, n_items = len(self.ratings), len(self.user_labels), len(self.item_labels)
-        for field, length, *dtypes in (
-            ("user_ids", n, "int64"),
-            ("item_ids", n, "int64"),
-            ("ratings", n, "float32"),
-            ("timestamps", n, "int64"),
-            ("user_labels", n_users, "int64", "str"),
-            ("item_labels", n_items, "int64", "str"),
-            ("item_titles", n_items, "str"),
-        ):
+        lengths = {"user_labels": n_users, "item_labels": n_items, "item_titles": n_items}
+        for field, dtypes in DTYPES.items():
             values = getattr(self, field)
             if values is None and field in ("timestamps", "item_titles"):
                 continue
             dtype = "str" if values.dtype.kind == "U" else values.dtype.name
             found = f"Interactions: {field} is {values.dtype} {values.shape}"
-            fits = values.shape == (length,) and dtype in dtypes
-            require(fits, found, f"{' or '.join(dtypes)} ({length},)")
-            object.__setattr__(self, field, values.view())
-            getattr(self, field).setflags(write=False)
+            right = f"{' or '.join(dtypes)} ({lengths.get(field, n)},)"
+            require(values.shape == (lengths.get(field, n),) and dtype in dtypes, found, right)
+            view = values.view()
+            view.setflags(write=False)
+            object.__setattr__(self, field, view)
         require(n > 0, "Interactions: no rows", "at least one rating")
         finite = np.isfinite(self.ratings)
         row = finite.argmin()
@@ -244,10 +243,10 @@ class Source:
     address: str
     file_name: str  # in the cache folder
     known_hash: str  # algorithm:digest
-    ratings: str  # the member with a table as `load` reads it,
-    header: bytes  # but for this first line
+    ratings: str  # the member with a table as `load` reads it
     titles: str  # the member with lines of item, title and, if it likes, year
-    titles_in: tuple[str, str]  # its separator and encoding
+    header: bytes = b""  # of the ratings, where the member has none
+    titles_in: tuple[str, str] = ("\t", "utf-8")  # separator and encoding
     downloader: Callable = pooch.HTTPDownloader(timeout=5, progressbar=True)
 
 
@@ -280,9 +279,7 @@ DATASETS = {
                 "recbole-1.2.1-py3-none-any.whl",
                 "sha256:9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407",
                 ratings="recbole/dataset_example/ml-100k/ml-100k.inter",
-                header=b"",
                 titles="recbole/dataset_example/ml-100k/ml-100k.item",
-                titles_in=("\t", "utf-8"),
                 downloader=_pip,
             ),
         ),
@@ -291,6 +288,8 @@ DATASETS = {
     )
 }
 LARGEST_MEMBER = 2**30  # bytes; members are read in memory, never unpacked
+BROKEN = (OSError, ValueError, KeyError, RuntimeError, EOFError)  # what a source may run into
+BROKEN += (zipfile.BadZipFile, zlib.error, subprocess.SubprocessError)
 
 
 def canonical_rows(data: Interactions) -> bytes:
@@ -314,15 +313,16 @@ def _load_named(name: str) -> Interactions:
         try:
             pooch.retrieve(*wanted, folder, downloader=source.downloader)
             data = _read_archive(name, source, path)
-        except (OSError, ValueError, subprocess.SubprocessError) as error:
+        except BROKEN as error:
             damaged = f"{path} is damaged, " if here else ""
             failures.append(f"{damaged}{source.label}: {one_line(error)}")
         else:
             say(f"{name} served by {path}" + ("" if here else f"; {dataset.about}"))
             return data
+    found = f"{name} can't be had ({'; '.join(failures)})"
     files = " or ".join(source.file_name for source in dataset.sources)
     right = f"a network, or {files} in {folder}, or another file by --data PATH"
-    raise FileNotFoundError(wrong(f"{name} can't be had ({'; '.join(failures)})", right))
+    raise FileNotFoundError(f"{found}; {right} would be right")
 
 
 def _title(title: str = "", year: str = "", *_: str) -> str:
@@ -332,14 +332,12 @@ def _title(title: str = "", year: str = "", *_: str) -> str:
 
 
 def _read_archive(name: str, source: Source, path: Path) -> Interactions:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for member in (source.ratings, source.titles):
-                if archive.getinfo(member).file_size > LARGEST_MEMBER:
-                    raise ValueError(f"{member} unpacks to more than {LARGEST_MEMBER:,} bytes")
-            ratings, titles = archive.read(source.ratings), archive.read(source.titles)
-    except (zipfile.BadZipFile, zlib.error, KeyError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{source.file_name} is no archive of {name} ({error})") from None
+    with zipfile.ZipFile(path) as archive:
+        for member in (source.ratings, source.titles):
+            size = archive.getinfo(member).file_size
+            found = f"{member} unpacks to {size:,} bytes"
+            require(size <= LARGEST_MEMBER, found, f"at most {LARGEST_MEMBER:,}")
+        ratings, titles = archive.read(source.ratings), archive.read(source.titles)
     columns = read_table(source.header + ratings, source.ratings)
     separator, encoding = source.titles_in
     lines = titles.decode(encoding).split("\n")
@@ -347,6 +345,5 @@ def _read_archive(name: str, source: Source, path: Path) -> Interactions:
     columns["item_titles"] = np.array([by_item.get(str(k), "") for k in columns["item_labels"]])
     data = Interactions(**columns, name=name)
     sha256, expected = hashlib.sha256(canonical_rows(data)).hexdigest(), DATASETS[name].sha256
-    if sha256 != expected:
-        raise ValueError(f"other rows than {name}'s: SHA-256 {sha256}, expected {expected}")
+    require(sha256 == expected, f"other rows than {name}'s: SHA-256 {sha256}", expected)
     return replace(data, sha256=sha256)

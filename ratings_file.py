@@ -115,10 +115,9 @@ def _parse(content: bytes, shown: str) -> dict[str, np.ndarray]:
         columns[f"{side}_ids"], columns[f"{side}_labels"] = ranks[ids.codes], labels
     pairs = columns["user_ids"] * len(columns["item_labels"]) + columns["item_ids"]
     kept = _latest(pairs, columns.get("timestamps"))
-    if len(kept) < len(pairs):
-        for field in columns.keys() - {"user_labels", "item_labels"}:
-            columns[field] = columns[field][kept]
-    return {**columns, "dropped": np.int64(len(pairs) - len(kept))}
+    for field in columns.keys() - {"user_labels", "item_labels"}:
+        columns[field] = columns[field][kept]
+    return {**columns, "dropped": np.int64(len(pairs) - len(columns["ratings"]))}
 
 
 def _by_pandas(content: bytes, delimiter: str, width: int, positions: Positions) -> Cells:
@@ -174,17 +173,12 @@ def _by_csv(records: Records, header: list[str], positions: Positions, shown: st
 def _records(content: bytes, delimiter: str, shown: str) -> Records:
     """The header and the rows, each with the line where it begins, as Python's csv reads them."""
     file = io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", "surrogateescape", newline="")
-
-    def lines() -> Iterator[str]:
-        for number, line in enumerate(file, 1):
-            if re.search("[\0\udc80-\udcff]", line):
-                raise wrong(f"{shown}, line {number}: bytes that are no text", "UTF-8 text")
-            yield line
-
-    reader = csv.reader(lines(), delimiter=delimiter, strict=True)
+    reader = csv.reader(file, delimiter=delimiter, strict=True)
     start = 1
     try:
         for row in reader:
+            found = f"{shown}, line {start}: bytes that are no text"
+            require(not re.search("[\0\udc80-\udcff]", "".join(row)), found, "UTF-8 text")
             if row:
                 yield start, row
             start = reader.line_num + 1
@@ -250,11 +244,11 @@ def _numbers(labels: np.ndarray) -> np.ndarray:
     return numbers if (numbers.astype(str) == labels).all() else labels
 
 
-def _latest(pairs: np.ndarray, times: np.ndarray | None) -> np.ndarray:
-    """Increasing indices of each pair's last row: in time, at equal times in order."""
+def _latest(pairs: np.ndarray, times: np.ndarray | None) -> np.ndarray | slice:
+    """The last rows of the pairs: by time, at equal times by order; in their order."""
     ordered = np.sort(pairs)
     if (ordered[1:] != ordered[:-1]).all():
-        return np.arange(len(pairs))
+        return slice(None)
     rows = pd.Series(pairs)
     if times is not None:
         rows = rows.iloc[np.argsort(times, kind="stable")]
@@ -265,29 +259,27 @@ def _latest(pairs: np.ndarray, times: np.ndarray | None) -> np.ndarray:
 
 
 def _recall(path: Path) -> dict[str, np.ndarray] | None:
-    try:
-        with np.load(path) as arrays:
-            columns = dict(arrays)  # each array's checksum is compared
+    """None where nothing is, or it is damaged in whatever way: the file itself is at hand."""
+    with contextlib.suppress(Exception), np.load(path) as arrays:
+        columns = dict(arrays)  # each array's checksum is compared
         os.utime(path)
         return columns
-    except Exception:  # not there, or damaged in whatever way: the file itself is at hand
-        return None
+    return None
 
 
 def _keep(path: Path, columns: dict[str, np.ndarray]) -> None:
     """Write the arrays, whole or not at all; a folder that can't be written is no error."""
-    room = KEPT_BYTES - sum(array.nbytes for array in columns.values())
-    if room < 0:
+    if sum(array.nbytes for array in columns.values()) > KEPT_BYTES:
         return
     part = path.with_name(f"{path.name}-{os.getpid()}.npz")
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        for kept in sorted(path.parent.glob("rows-*"), key=os.path.getmtime, reverse=True):
-            room -= kept.stat().st_size
-            if room < 0:
-                kept.unlink()
         try:
             np.savez(part, **columns)
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
+        newest_first = sorted(path.parent.glob("rows-*"), key=os.path.getmtime, reverse=True)
+        sizes = np.cumsum([file.stat().st_size for file in newest_first])
+        for file in newest_first[(sizes <= KEPT_BYTES).sum() :]:
+            file.unlink()

@@ -489,7 +489,7 @@ def test_a_truncated_download_is_thrown_away_and_the_next_source_serves(shelf):
         (lambda shelf: shelf.enter("0" * 64), "other rows than tiny's: SHA-256"),
         (
             lambda shelf: shelf.monkeypatch.setattr(data, "LARGEST_MEMBER", 20),
-            "unpacks to more than 20 bytes",
+            "unpacks to .* bytes; at most 20 would",
         ),
         (
             lambda shelf: write(shelf.cache.parent, "a file in its way", "cache"),
@@ -510,7 +510,7 @@ def test_an_archive_without_the_ratings_is_refused(shelf):
     shelf.archives = {GROUPLENS: tiny_archive(GROUPLENS, "../outside"), WHEEL: b"no zip"}
     shelf.serves = dict(shelf.archives)
     shelf.enter("")
-    with pytest.raises(FileNotFoundError, match="is no archive of tiny.*is no archive of tiny"):
+    with pytest.raises(FileNotFoundError, match="no item named .*no.* a zip file"):
         data.load("tiny")
 
 
@@ -613,7 +613,7 @@ def test_kept_arrays_are_bounded_and_the_longest_unused_go_first(kept, tmp_path,
         (arrays,) = kept.glob(f"{name}*")
         os.utime(arrays, (1e9 - age, 1e9 - age))
     data.load(paths[0])
-    monkeypatch.setattr(ratings_file, "KEPT_BYTES", int(1.9 * arrays.stat().st_size))
+    monkeypatch.setattr(ratings_file, "KEPT_BYTES", int(2.1 * arrays.stat().st_size))
     added = "rows-" + data.load(paths[2]).sha256
     assert {file.name[: len(added)] for file in kept.iterdir()} == {used, added}
 
