@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import random
+import re
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,8 @@ from checks import fuzz_data
 from checks.synthetic import synthetic
 
 HEADER = "userId,movieId,rating,timestamp\n"
+TOP, BOTTOM = 2**63 - 1, -(2**63)
+CELL = {"user": "5", "item": "6", "rating": "3", "timestamp": "4"}
 UNTIMED = HEADER.replace("timestamp", "extra")
 
 
@@ -177,23 +180,20 @@ def test_validation_folds_refuse_what_they_cannot_hold_out(folds, validation_fra
 
 
 def test_load_keeps_row_order_and_numbers_integer_labels_in_numeric_order(tmp_path):
-    loaded = load_text(tmp_path, HEADER + "10,7,3.5,30\n9,7,5,10\n10,100,0.5,20\n")
-    arrays = {name: values for name, values in vars(loaded).items() if hasattr(values, "dtype")}
-    assert {name: values.tolist() for name, values in arrays.items()} == {
-        "user_ids": [1, 0, 1],
-        "item_ids": [0, 0, 1],
-        "ratings": [3.5, 5.0, 0.5],
-        "timestamps": [30, 10, 20],
-        "user_labels": [9, 10],
-        "item_labels": [7, 100],
-    }
-    sha256 = hashlib.sha256((tmp_path / "ratings.csv").read_bytes()).hexdigest()
-    assert (loaded.name, loaded.sha256) == ("ratings.csv", sha256)
+    text = HEADER + f"10,{TOP},3.5,30\n9,{TOP},5,10\n10,{BOTTOM},0.5,20\n"
+    loaded = load_text(tmp_path, text)
+    ids, labels = (loaded.user_ids, loaded.item_ids), (loaded.user_labels, loaded.item_labels)
+    assert [values.tolist() for values in ids] == [[1, 0, 1], [1, 1, 0]]
+    assert [values.tolist() for values in labels] == [[9, 10], [BOTTOM, TOP]]
+    assert loaded.ratings.tolist() == [3.5, 5, 0.5] and loaded.timestamps.tolist() == [30, 10, 20]
+    assert loaded.name == "ratings.csv"
+    assert loaded.sha256 == hashlib.sha256(text.encode()).hexdigest()
 
 
 TWO = [("1", "2", 3.5, 4), ("2", "2", 1.0, 5)]
 RECBOLE = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
-TOP, BOTTOM = 2**63 - 1, -(2**63)
+LINE_ENDS = [("\r\n", "1", 3, 4), ("\n", "1", 3, 4)]
+ENDS = [("a", "1", 3, TOP), ("a", "2", 3, 2**53 + 1)]
 FILES = {  # name: text, rows
     "bom": ("\ufeff" + HEADER + "1,2,3.5,4\n2,2,1,5\n", TWO),
     "crlf": (HEADER.replace("\n", "\r\n") + "1,2,3.5,4\r\n2,2,1,5\r\n", TWO),
@@ -202,15 +202,9 @@ FILES = {  # name: text, rows
     "blank lines": ("\n" + HEADER + "\n1,2,3.5,4\n\n2,2,1,5\n\n", TWO),
     "recbole": (RECBOLE + "1\t2\t3.5\t4.0\n2\t2\t1\t5\n", TWO),
     "reordered": ('timestamp,x,RATING,item,User\n4,"N, T",3.5,2,1\n5,"a\nb",1,2,2\n', TWO),
-    "line ends in quotes": (
-        HEADER + '"\r\n",1,3,4\n"\n",1,3,4\n',
-        [("\r\n", "1", 3, 4), ("\n", "1", 3, 4)],
-    ),
+    "quoted line ends": (HEADER + '"\r\n",1,3,4\n"\n",1,3,4\n', LINE_ENDS),
     "one rating": (HEADER + "1,2,3,4", [("1", "2", 3, 4)]),
-    "int64": (
-        HEADER + f"{TOP},1,3,{TOP}\n{BOTTOM},1,3,{2**53 + 1}.0\n",
-        [(str(TOP), "1", 3, TOP), (str(BOTTOM), "1", 3, 2**53 + 1)],
-    ),
+    "int64": (HEADER + f"a,1,3,{TOP}\na,2,3,{2**53 + 1}.0\n", ENDS),
 }
 
 
@@ -243,23 +237,25 @@ def test_load_keeps_labels_as_text_unless_all_are_canonical_integers(tmp_path, o
     assert loaded.item_labels.tolist() == sorted(["1", odd])
 
 
+@pytest.mark.parametrize("kind, text", [(k, t) for k in CELL for t in fuzz_data.BAD[k]])
+def test_load_refuses_a_bad_cell_by_its_line_and_column(tmp_path, kind, text):
+    header, cells = HEADER.rstrip().split(","), {**CELL, kind: f'"{text}"'}
+    path = write(tmp_path, HEADER + "1,2,3,4\n" + ",".join(cells.values()))
+    place = f"{path}, line 3, column {header[list(CELL).index(kind)]!r}: {text[:30]!r}"
+    with pytest.raises(ValueError, match=re.escape(place.rstrip("'"))):
+        data.load(path)
+
+
 @pytest.mark.parametrize(
     "content, complaint",
     [
         (HEADER + "1,2,3,4\n\n1,3,abc,4\n", "line 4, column 'rating': 'abc' is not a number"),
-        (HEADER + "1,2,nan,4\n", "line 2, column 'rating': 'nan'"),
-        (HEADER + "1,2,-inf,4\n", "line 2, column 'rating': '-inf'"),
-        (HEADER + "1,2,1_0,4\n", "column 'rating': '1_0'"),
-        (HEADER + "1,2,٣,4\n", "column 'rating': '٣'"),
-        (HEADER + "1,2,1e39,4\n", "column 'rating': '1e39' is too large"),
         (HEADER + '1,2,"4\n",4\n', r"line 2, column 'rating': '4\n' is not a number"),
         (HEADER + "1,2,1e400,4\n1,2,3,5\n", "line 2, column 'rating': '1e400' is too large"),
         (HEADER + "1,2,3.4028236e38,4\n", "'3.4028236e38' is too large"),
         (HEADER + "1,2,3,1.5\n", "column 'timestamp': '1.5' is not a time"),
-        (HEADER + f"1,2,3,{2**63}\n", "column 'timestamp': '9223372036854775808'"),
-        (HEADER + f"1,2,3,{10**30}\n", "column 'timestamp': '1000000000000000000000000000000'"),
         (HEADER + ",2,3,4\n", "line 2, column 'userId': '' has 0 characters"),
-        (HEADER + f"1,{'x' * 300},3,4\n", "column 'movieId': 'xxx"),
+        (HEADER + f"1,{'x' * 300},3,4\n", "x...' has 300 characters"),
         (HEADER + "1,2,3\n", "line 2: 3 fields, not 4"),
         (HEADER + "1,2,3,4,5\n", "line 2: 5 fields, not 4"),
         (UNTIMED + "1,2,3,\n1,3,3\n", "line 3: 3 fields, not 4"),
@@ -337,6 +333,7 @@ TINY = [("10", "3", 5, 100), ("2", "3", 4, 300), ("10", "1", 1, 200)]
 CANONICAL = b"2\t3\t4\t300\n10\t1\t1\t200\n10\t3\t5\t100\n"
 ML_100K = data.DATASETS["ml-100k"]
 GROUPLENS, WHEEL = ML_100K.sources
+WHEEL_HASH = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
 ROWS = "".join("\t".join(map(str, row)) + "\n" for row in TINY)
 WHEEL_TITLES = "item\ttitle\tyear\tclass\n1\tMisérables, Les\t1995\tx\n3\tunkonwn\tunkonwn\tx"
 MEMBERS = {  # ratings and titles as each source has them
@@ -356,15 +353,14 @@ def archive(source: data.Source, ratings_member: str) -> bytes:
 class Shelf:
     """The data set "tiny", one entry; `serves` holds what a download brings, or its error."""
 
-    def __init__(self, folder: Path, monkeypatch) -> None:
-        self.cache, self.fetched, self.monkeypatch = folder / "cache", [], monkeypatch
+    def __init__(self, cache: Path, monkeypatch) -> None:
+        self.cache, self.fetched, self.monkeypatch = cache, [], monkeypatch
         monkeypatch.setenv("MULTITASK_DATA", str(self.cache))
-        self.archives = {source: archive(source, source.ratings) for source in MEMBERS}
-        self.enter(hashlib.sha256(CANONICAL).hexdigest())
+        self.enter({source: archive(source, source.ratings) for source in MEMBERS})
 
-    def enter(self, sha256: str) -> None:
-        self.serves, sources = dict(self.archives), []
-        for source, content in self.archives.items():
+    def enter(self, archives: dict, sha256: str = hashlib.sha256(CANONICAL).hexdigest()) -> None:
+        self.archives, self.serves, sources = archives, dict(archives), []
+        for source, content in archives.items():
             known_hash = "sha256:" + hashlib.sha256(content).hexdigest()
             download = partial(self.download, source)
             sources.append(replace(source, known_hash=known_hash, downloader=download))
@@ -376,9 +372,9 @@ class Shelf:
         served = self.serves[source]
         if isinstance(served, Exception):
             raise served
-        Path(output).write_bytes(served[: len(served) // 2])
-        time.sleep(0.01)
-        Path(output).write_bytes(served)
+        for end in (len(served) // 2, len(served)):
+            Path(output).write_bytes(served[:end])
+            time.sleep(0.01)
 
     def files(self) -> list[str]:
         return sorted(path.name for path in self.cache.iterdir())
@@ -386,14 +382,14 @@ class Shelf:
 
 @pytest.fixture
 def shelf(tmp_path, monkeypatch) -> Shelf:
-    return Shelf(tmp_path, monkeypatch)
+    return Shelf(tmp_path / "cache", monkeypatch)
 
 
 def test_ml_100k_is_the_published_one_from_grouplens_or_else_the_wheel():
-    assert [source.label for source in ML_100K.sources] == ["GroupLens", "the RecBole wheel"]
-    assert GROUPLENS.known_hash == "md5:0e33842e24a9c977be4e0107933c0723"
-    wheel = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
-    assert WHEEL.known_hash == f"sha256:{wheel}"
+    assert [(source.label, source.known_hash) for source in ML_100K.sources] == [
+        ("GroupLens", "md5:0e33842e24a9c977be4e0107933c0723"),
+        ("the RecBole wheel", f"sha256:{WHEEL_HASH}"),
+    ]
     assert ML_100K.sha256.startswith("6cfffb52c89b05fb")
 
 
@@ -441,18 +437,16 @@ def test_corrupt_archives_are_never_used(shelf):
     assert shelf.files() == [WHEEL.file_name]  # the next source serves
 
 
-def bad_members(shelf: Shelf) -> None:
-    shelf.archives = {GROUPLENS: archive(GROUPLENS, "../outside"), WHEEL: b"no zip"}
-    shelf.enter("")
+BAD_MEMBERS = {GROUPLENS: archive(GROUPLENS, "../outside"), WHEEL: b"no zip"}
 
 
 @pytest.mark.parametrize(
     "change, complaint",
     [
-        (lambda shelf: shelf.enter("0" * 64), "other rows than tiny's: SHA-256"),
+        (lambda shelf: shelf.enter(shelf.archives, "0"), "other rows than tiny's: SHA-256"),
         (lambda shelf: shelf.monkeypatch.setattr(data, "LARGEST_MEMBER", 20), "; at most 20 would"),
         (lambda shelf: write(shelf.cache.parent, "in its way", "cache"), "File exists|Not a"),
-        (bad_members, "no item named .*no.* a zip file"),
+        (lambda shelf: shelf.enter(BAD_MEMBERS), "no item named .*no.* a zip file"),
     ],
     ids=["other rows", "too large a member", "no cache folder", "no archives"],
 )
