@@ -24,11 +24,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pooch
 
-from ratings_file import cache_folder, one_line, read_table, say, short, wrong
+from ratings_file import cache_folder, one_line, read_table, require, say, short, wrong
 
 # ---------------------------------------------------------------- interactions and splits
+
+
+DTYPES = {field: ["int64"] for field in ("user_ids", "item_ids", "timestamps")}
+DTYPES |= {"ratings": ["float32"], "item_titles": ["str"]}
+DTYPES |= {"user_labels": ["int64", "str"], "item_labels": ["int64", "str"]}
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,44 +64,36 @@ class Interactions:
 
     def __post_init__(self) -> None:
         n, n_users, n_items = len(self.ratings), len(self.user_labels), len(self.item_labels)
-        for field, length, dtypes in (
-            ("user_ids", n, "int64"),
-            ("item_ids", n, "int64"),
-            ("ratings", n, "float32"),
-            ("timestamps", n, "int64"),
-            ("user_labels", n_users, "int64 or str"),
-            ("item_labels", n_items, "int64 or str"),
-            ("item_titles", n_items, "str"),
-        ):
+        lengths = {"user_labels": n_users, "item_labels": n_items, "item_titles": n_items}
+        for field, dtypes in DTYPES.items():
             values = getattr(self, field)
             if values is None and field in ("timestamps", "item_titles"):
                 continue
             dtype = "str" if values.dtype.kind == "U" else values.dtype.name
-            if values.shape != (length,) or dtype not in dtypes.split(" or "):
-                found = f"Interactions: {field} is {values.dtype} {values.shape}"
-                raise wrong(found, f"{dtypes} ({length},)")
+            found = f"Interactions: {field} is {values.dtype} {values.shape}"
+            right = f"{' or '.join(dtypes)} ({lengths.get(field, n)},)"
+            require(values.shape == (lengths.get(field, n),) and dtype in dtypes, found, right)
             view = values.view()
             view.setflags(write=False)
             object.__setattr__(self, field, view)
-        if n == 0:
-            raise wrong("Interactions: no rows", "at least one rating")
-        if (broken := np.flatnonzero(~np.isfinite(self.ratings))).size:
-            found = f"Interactions: ratings[{broken[0]}] is {self.ratings[broken[0]]}"
-            raise wrong(found, "finite numbers")
+        require(n > 0, "Interactions: no rows", "at least one rating")
+        finite = np.isfinite(self.ratings)
+        row = finite.argmin()
+        found = f"Interactions: ratings[{row}] is {self.ratings[row]}"
+        require(finite.all(), found, "finite numbers")
         for side in ("user", "item"):
             ids, labels = getattr(self, f"{side}_ids"), getattr(self, f"{side}_labels")
             found = f"Interactions: {side}_ids reach from {ids.min()} to {ids.max()}"
-            if ids.min() < 0 or ids.max() >= len(labels):
-                raise wrong(found, f"0 to {len(labels) - 1}, one for each label,")
-            if not (counts := np.bincount(ids, minlength=len(labels))).all():
-                raise wrong(f"{found} without {np.argmin(counts)}", "contiguous ids")
-            if not (labels[1:] > labels[:-1]).all():
-                raise wrong(f"Interactions: {side}_labels don't increase", "sorted, distinct ones")
+            inside = ids.min() >= 0 and ids.max() < len(labels)
+            require(inside, found, f"0 to {len(labels) - 1}, one for each label,")
+            counts = np.bincount(ids, minlength=len(labels))
+            require(counts.all(), f"{found} without {counts.argmin()}", "contiguous ids")
+            found = f"Interactions: {side}_labels don't increase"
+            require((labels[1:] > labels[:-1]).all(), found, "sorted, distinct ones")
         pairs = np.sort(self.user_ids * n_items + self.item_ids)
-        if (twice := np.flatnonzero(pairs[1:] == pairs[:-1])).size:
-            user, item = divmod(int(pairs[twice[0]]), n_items)
-            found = f"Interactions: user id {user} and item id {item} meet in more than one row"
-            raise wrong(found, "one rating a pair")
+        if (twice := pairs[1:][pairs[1:] == pairs[:-1]]).size:
+            found = "Interactions: user id {} and item id {} meet in more than one row"
+            raise wrong(found.format(*divmod(twice[0], n_items)), "one rating a pair")
 
     @property
     def n_users(self) -> int:
@@ -109,9 +107,8 @@ class Interactions:
         return len(self.ratings)
 
     def __repr__(self) -> str:
-        times = "no timestamps"
-        if self.timestamps is not None:
-            times = f"timestamps {self.timestamps.min()} to {self.timestamps.max()}"
+        times = self.timestamps
+        times = "no timestamps" if times is None else f"timestamps {times.min()} to {times.max()}"
         return (
             f"Interactions({self.name!r}: {len(self):,} ratings ({self.ratings.min():g} to "
             f"{self.ratings.max():g}) by {self.n_users:,} users of {self.n_items:,} items, "
@@ -138,8 +135,9 @@ def random_split(
     the round(n validation_fraction) before them, so the test part doesn't depend on it.
     Raises ValueError for a seed outside [0, 2^32), a fraction outside [0, 1), or an empty part.
     """
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
-        raise wrong(f"seed is {seed!r}", "a whole number from 0 to 4294967295")
+    whole = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
+    right = "a whole number from 0 to 4294967295"
+    require(whole and 0 <= seed < 2**32, f"seed is {seed!r}", right)
     order = np.random.RandomState(seed).permutation(len(data))
     return _cut(order, test_fraction, validation_fraction)
 
@@ -152,10 +150,25 @@ def temporal_split(
     Rows of the same time stay in the data's order. Raises ValueError as `random_split` does, and
     when the data has no timestamps.
     """
-    if data.timestamps is None:
-        raise wrong(f"{data.name} has no timestamps", "a 'timestamp' column or a random split")
+    right = "a 'timestamp' column or a random split"
+    require(data.timestamps is not None, f"{data.name} has no timestamps", right)
     order = np.argsort(data.timestamps, kind="stable")
     return _cut(order, test_fraction, validation_fraction)
+
+
+def _cut(order: np.ndarray, test_fraction: float, validation_fraction: float) -> Split:
+    for part, fraction in (("test", test_fraction), ("validation", validation_fraction)):
+        require(0 <= fraction < 1, f"{part}_fraction is {fraction}", "at least 0 and below 1")
+    n = len(order)
+    n_test, n_validation = round(n * test_fraction), round(n * validation_fraction)
+    n_train = n - n_test - n_validation
+    require(
+        n_test > 0 and n_train > 0 and (n_validation > 0 or validation_fraction == 0),
+        f"test_fraction {test_fraction} and validation_fraction {validation_fraction} cut {n} "
+        f"rows into {n_train} to train, {n_validation} to validate, {n_test} to test",
+        "fractions that leave each part a row",
+    )
+    return Split(*np.split(order.astype(np.int64), [n_train, n_train + n_validation]))
 
 
 def validation_folds(split: Split, folds: int, seed: int = 0) -> list[Split]:
@@ -165,32 +178,15 @@ def validation_folds(split: Split, folds: int, seed: int = 0) -> list[Split]:
     `split.test`; a fold trains on all the other rows of `split.train`, and its test part is the
     split's. Raises ValueError when the training part is too small, or a validation part is there.
     """
-    size = len(split.test)
-    if folds < 1 or folds * size >= len(split.train) or split.validation.size:
-        found = f"{folds} folds of {size} rows, {len(split.train)} to train on"
-        found += f", {len(split.validation)} to validate"
-        raise wrong(found, "1 or more folds, fewer rows than the training part, no validation")
+    size, n_train, n_validation = len(split.test), len(split.train), len(split.validation)
+    require(
+        folds > 0 and folds * size < n_train and n_validation == 0,
+        f"{folds} folds of {size} rows, {n_train} to train on, {n_validation} to validate",
+        "1 or more folds, fewer rows than the training part, no validation",
+    )
     order = np.random.RandomState(seed).permutation(split.train)
     parts = order[: folds * size].reshape(folds, size)
     return [Split(split.train[~np.isin(split.train, part)], part, split.test) for part in parts]
-
-
-def _cut(order: np.ndarray, test_fraction: float, validation_fraction: float) -> Split:
-    fractions = {"test_fraction": test_fraction, "validation_fraction": validation_fraction}
-    for name, fraction in fractions.items():
-        if not 0 <= fraction < 1:
-            raise wrong(f"{name} is {fraction}", "at least 0 and below 1")
-    n = len(order)
-    n_test, n_validation = round(n * test_fraction), round(n * validation_fraction)
-    n_train = n - n_test - n_validation
-    if n_test < 1 or n_train < 1 or (validation_fraction > 0 and n_validation < 1):
-        raise wrong(
-            f"test_fraction {test_fraction} and validation_fraction {validation_fraction} cut "
-            f"{n} rows into {n_train} to train, {n_validation} to validate, {n_test} to test",
-            "fractions that leave each part a row",
-        )
-    order = order.astype(np.int64, copy=False)
-    return Split(*np.split(order, [n_train, n_train + n_validation]))
 
 
 # ---------------------------------------------------------------- load
@@ -199,13 +195,12 @@ def _cut(order: np.ndarray, test_fraction: float, validation_fraction: float) ->
 def load(source: str | Path) -> Interactions:
     """The ratings of a named data set (`DATASETS`) or of a CSV or TSV file with a header.
 
-    A file has columns for user, item, rating and, if it likes, timestamp, under the names of
-    MovieLens, RecBole or the obvious ones (`ratings_file.COLUMNS`), in any case and order; others
-    are ignored.
-    Text is UTF-8, fields are separated by tabs if the header has one, else by commas, and may be
-    quoted. Ids are text, kept as they are; ratings finite decimals; timestamps whole numbers.
-    Blank lines are skipped. Of a repeated (user, item) pair the last by time stays, or without
-    timestamps the last in the file, and stderr says how many went.
+    A file has columns for user, item, rating and, if it likes, timestamp, under the names in
+    `ratings_file.COLUMNS`, in any case and order; others are ignored. Text is UTF-8, fields are
+    separated by tabs if the header has one, else by commas, and may be quoted. Ids are text, kept
+    as they are; ratings finite decimals; timestamps whole numbers. Blank lines are skipped.
+    Of a repeated (user, item) pair the last by time stays, or without timestamps the last in the
+    file, and stderr says how many went.
 
     Raises ValueError, or FileNotFoundError when a named set can't be had: one line that says what
     is wrong, where, and what would be right.
@@ -214,18 +209,14 @@ def load(source: str | Path) -> Interactions:
         return _load_named(str(source))
     path, names = Path(source), ", ".join(map(repr, DATASETS))
     shown = str(path) if str(path).isprintable() else repr(str(path))
-    if not os.path.exists(path):
-        found = f"{short(str(source))} is neither a known data set ({names}) nor a file"
-        raise wrong(found, f"{names} or the path of a CSV or TSV file")
-    if not path.is_file():
-        raise wrong(f"{shown} is a folder or a device", "a CSV or TSV file")
+    found = f"{short(str(source))} is neither a known data set ({names}) nor a file"
+    require(os.path.exists(path), found, f"{names} or the path of a CSV or TSV file")
+    require(path.is_file(), f"{shown} is a folder or a device", "a CSV or TSV file")
     try:
-        with path.open("rb") as file:
-            content = file.read()
+        content = path.read_bytes()
     except OSError as error:
         raise wrong(f"{shown} can't be read ({one_line(error)})", "a readable file") from None
-    columns = read_table(content, shown)
-    return Interactions(**columns, item_titles=None, name=path.name)
+    return Interactions(**read_table(content, shown), item_titles=None, name=path.name)
 
 
 # ---------------------------------------------------------------- named data sets
@@ -233,35 +224,15 @@ def load(source: str | Path) -> Interactions:
 
 def _pip(requirement: str, output: str, _: object) -> None:
     """A downloader for pooch that asks the package index for a wheel."""
-    command = [sys.executable, "-m", "pip", "download", requirement, "--no-deps", "--quiet"]
-    command += ["--only-binary=:all:", "--no-cache-dir", "--no-input", "--timeout=10"]
-    command += ["--disable-pip-version-check", "--retries=1"]
+    options = "--no-deps --only-binary=:all: --no-cache-dir --no-input --disable-pip-version-check"
+    command = [sys.executable, "-m", "pip", "download", requirement, *options.split()]
     with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(
-            [*command, "--dest", folder],
-            capture_output=True,
-            text=True,
-            timeout=180,
-            stdin=subprocess.DEVNULL,
-        )
+        command += ["--quiet", "--timeout=10", "--retries=1", "--dest", folder]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=180)
         if done.returncode != 0:
             complaints = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
             raise OSError(f"pip download: {complaints[-1]}")
-        (wheel,) = Path(folder).iterdir()
-        shutil.copyfile(wheel, output)
-
-
-def _grouplens_titles(content: bytes) -> dict[str, str]:
-    fields = [line.split("|") for line in content.decode("latin-1").split("\n") if line]
-    return {item: title for item, title, *_ in fields}
-
-
-def _recbole_titles(content: bytes) -> dict[str, str]:
-    fields = [line.split("\t") for line in content.decode().split("\n")[1:] if line]
-    return {  # the one film without a year is spelt "unkonwn" here, "unknown" by GroupLens
-        item: f"{title} ({year})" if year.isdigit() else "unknown"
-        for item, title, year, *_ in fields
-    }
+        shutil.copyfile(next(Path(folder).iterdir()), output)
 
 
 @dataclass(frozen=True)
@@ -272,10 +243,10 @@ class Source:
     address: str
     file_name: str  # in the cache folder
     known_hash: str  # algorithm:digest
-    ratings: str  # the member with a table as `load` reads it,
-    header: bytes  # but for this first line
-    titles: str  # the member with titles
-    read_titles: Callable[[bytes], dict[str, str]]  # item label -> "Title (Year)"
+    ratings: str  # the member with a table as `load` reads it
+    titles: str  # the member with lines of item, title and, if it likes, year
+    header: bytes = b""  # of the ratings, where the member has none
+    titles_in: tuple[str, str] = ("\t", "utf-8")  # separator and encoding
     downloader: Callable = pooch.HTTPDownloader(timeout=5, progressbar=True)
 
 
@@ -300,7 +271,7 @@ DATASETS = {
                 ratings="ml-100k/u.data",
                 header=b"user\titem\trating\ttimestamp\n",
                 titles="ml-100k/u.item",
-                read_titles=_grouplens_titles,
+                titles_in=("|", "latin-1"),
             ),
             Source(
                 "the RecBole wheel",
@@ -308,9 +279,7 @@ DATASETS = {
                 "recbole-1.2.1-py3-none-any.whl",
                 "sha256:9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407",
                 ratings="recbole/dataset_example/ml-100k/ml-100k.inter",
-                header=b"",
                 titles="recbole/dataset_example/ml-100k/ml-100k.item",
-                read_titles=_recbole_titles,
                 downloader=_pip,
             ),
         ),
@@ -319,16 +288,19 @@ DATASETS = {
     )
 }
 LARGEST_MEMBER = 2**30  # bytes; members are read in memory, never unpacked
+BROKEN = (OSError, ValueError, KeyError, RuntimeError, EOFError)  # what a source may run into
+BROKEN += (zipfile.BadZipFile, zlib.error, subprocess.SubprocessError)
 
 
 def canonical_rows(data: Interactions) -> bytes:
     """user, item, rating and time in tab-separated lines, sorted by user and item."""
-    order = np.lexsort((data.item_ids, data.user_ids))
     users, items = data.user_labels[data.user_ids], data.item_labels[data.item_ids]
-    ratings = np.array([f"{rating:g}" for rating in data.ratings.tolist()])
-    columns = [users, items, ratings] + ([] if data.timestamps is None else [data.timestamps])
-    rows = zip(*(column[order].tolist() for column in columns), strict=True)
-    return "".join("\t".join(map(str, row)) + "\n" for row in rows).encode()
+    table = pd.DataFrame({"user": users, "item": items, "rating": data.ratings})
+    if data.timestamps is not None:
+        table["timestamp"] = data.timestamps
+    table = table.sort_values(["user", "item"])
+    options = {"header": False, "index": False, "float_format": "%g", "lineterminator": "\n"}
+    return table.to_csv(sep="\t", **options).encode()
 
 
 def _load_named(name: str) -> Interactions:
@@ -337,43 +309,41 @@ def _load_named(name: str) -> Interactions:
     pooch.get_logger().setLevel("ERROR")
     for source in sorted(dataset.sources, key=lambda s: not (folder / s.file_name).exists()):
         path = folder / source.file_name
-        here = path.exists()
+        here, wanted = path.exists(), (source.address, source.known_hash, source.file_name)
         try:
-            pooch.retrieve(
-                source.address,
-                source.known_hash,
-                source.file_name,
-                folder,
-                downloader=source.downloader,
-            )
+            pooch.retrieve(*wanted, folder, downloader=source.downloader)
             data = _read_archive(name, source, path)
-        except (OSError, ValueError, subprocess.SubprocessError) as error:
+        except BROKEN as error:
             damaged = f"{path} is damaged, " if here else ""
             failures.append(f"{damaged}{source.label}: {one_line(error)}")
         else:
             say(f"{name} served by {path}" + ("" if here else f"; {dataset.about}"))
             return data
-    raise FileNotFoundError(
-        f"{name} can't be had ({'; '.join(failures)}); a network, or "
-        f"{' or '.join(source.file_name for source in dataset.sources)} in {folder}, "
-        "or another file by --data PATH would be right"
-    )
+    found = f"{name} can't be had ({'; '.join(failures)})"
+    files = " or ".join(source.file_name for source in dataset.sources)
+    right = f"a network, or {files} in {folder}, or another file by --data PATH"
+    raise FileNotFoundError(f"{found}; {right} would be right")
+
+
+def _title(title: str = "", year: str = "", *_: str) -> str:
+    if title == "unkonwn":  # so the wheel spells the one film without a year
+        return "unknown"
+    return f"{title} ({year})" if year.isdigit() else title
 
 
 def _read_archive(name: str, source: Source, path: Path) -> Interactions:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for member in (source.ratings, source.titles):
-                if archive.getinfo(member).file_size > LARGEST_MEMBER:
-                    raise ValueError(f"{member} unpacks to more than {LARGEST_MEMBER:,} bytes")
-            ratings, titles = archive.read(source.ratings), archive.read(source.titles)
-    except (zipfile.BadZipFile, zlib.error, KeyError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{source.file_name} is no archive of {name} ({error})") from None
+    with zipfile.ZipFile(path) as archive:
+        for member in (source.ratings, source.titles):
+            size = archive.getinfo(member).file_size
+            found = f"{member} unpacks to {size:,} bytes"
+            require(size <= LARGEST_MEMBER, found, f"at most {LARGEST_MEMBER:,}")
+        ratings, titles = archive.read(source.ratings), archive.read(source.titles)
     columns = read_table(source.header + ratings, source.ratings)
-    by_item = source.read_titles(titles)
+    separator, encoding = source.titles_in
+    lines = titles.decode(encoding).split("\n")
+    by_item = {item: _title(*cells) for item, *cells in (x.split(separator) for x in lines)}
     columns["item_titles"] = np.array([by_item.get(str(k), "") for k in columns["item_labels"]])
     data = Interactions(**columns, name=name)
     sha256, expected = hashlib.sha256(canonical_rows(data)).hexdigest(), DATASETS[name].sha256
-    if sha256 != expected:
-        raise ValueError(f"other rows than {name}'s: SHA-256 {sha256}, expected {expected}")
+    require(sha256 == expected, f"other rows than {name}'s: SHA-256 {sha256}", expected)
     return replace(data, sha256=sha256)

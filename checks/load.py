@@ -10,7 +10,6 @@ planted data at MovieLens 20M's size, half stars, made in a temporary folder.
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,31 +21,22 @@ import pandas as pd
 from arguments import Parser, number
 from checks.synthetic import synthetic
 
-START = "import re, sys, time, data, pandas as pd; start = time.process_time(); "
-LOAD = "data.load(sys.argv[1]); "
-PANDAS = (
-    "table = pd.read_csv(sys.argv[1]); "
-    "[pd.factorize(table[side], sort=True) for side in ('userId', 'movieId')]; "
-    "table.drop_duplicates(['userId', 'movieId']); "
-)
-END = (
-    "status = open('/proc/self/status').read(); "
-    "print(time.process_time() - start, *re.findall(r'VmHWM:\\s*(\\d+)', status))"
-)
+PANDAS = """table = pd.read_csv(sys.argv[1])
+[pd.factorize(table[side], sort=True) for side in ("userId", "movieId")]
+table.drop_duplicates(["userId", "movieId"])"""
+CODES = {"pandas": PANDAS, "load": "data.load(sys.argv[1])", "again": "data.load(sys.argv[1])"}
+TIMED = r"""import re, sys, time, data, pandas as pd; start = time.process_time()
+{}
+status = open("/proc/self/status").read()
+print(time.process_time() - start, int(re.search(r"VmHWM:\s*(\d+)", status)[1]) / 2**20)"""
 
 
 def write_ratings(path: Path, rows: int) -> None:
     share = (rows / 20_000_000) ** 0.5
-    n_users, n_items = round(138_493 * share), round(26_744 * share)
-    made = synthetic(n_users, n_items, rows, seed=0)
-    halves = np.random.default_rng(0).integers(0, 2, rows) / 2
-    columns = {
-        "userId": made.user_labels[made.user_ids],
-        "movieId": made.item_labels[made.item_ids],
-        "rating": made.ratings - halves,
-        "timestamp": made.timestamps,
-    }
-    pd.DataFrame(columns).to_csv(path, index=False)
+    made = synthetic(round(138_493 * share), round(26_744 * share), rows, seed=0)
+    table = {"userId": made.user_ids + 1, "movieId": made.item_ids + 1}
+    table["rating"] = made.ratings - np.random.default_rng(0).integers(0, 2, rows) / 2
+    pd.DataFrame({**table, "timestamp": made.timestamps}).to_csv(path, index=False)
 
 
 def main() -> None:
@@ -54,29 +44,21 @@ def main() -> None:
     parser.add_argument("--rows", type=number(int, 1000), default=20_000_000, help="of the file")
     parser.add_argument("--rounds", type=number(int, 1), default=3, help="of all three")
     arguments = parser.parse_args()
-    seconds: dict[str, list[float]] = {"pandas": [], "load": [], "again": []}
-    peaks = {}
+    measured = []
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "ratings.csv")
-        write_ratings(path, arguments.rows)
-        environment = {"MULTITASK_DATA": folder, "OMP_NUM_THREADS": "1"}
+        write_ratings(Path(folder, "ratings.csv"), arguments.rows)
+        environment = os.environ | {"MULTITASK_DATA": folder, "OMP_NUM_THREADS": "1"}
         for _ in range(arguments.rounds):
             for kept in Path(folder).glob("rows-*"):
                 kept.unlink()
-            for name, taken in seconds.items():
-                code = START + (PANDAS if name == "pandas" else LOAD) + END
-                command = [sys.executable, "-c", code, str(path)]
-                done = subprocess.run(
-                    command, env=os.environ | environment, capture_output=True, check=True
-                )
-                second, peak = done.stdout.split()
-                taken.append(float(second))
-                peaks[name] = round(int(peak) / 2**20, 2)
-    medians = {name: statistics.median(taken) for name, taken in seconds.items()}
-    ratios = {name: round(medians[name] / medians["pandas"], 3) for name in ("load", "again")}
-    rounded = {name: round(median, 2) for name, median in medians.items()}
-    result = {"rows": arguments.rows, "cpu_seconds": rounded, "ratio_to_pandas": ratios}
-    print(json.dumps({**result, "peak_gib": peaks}))
+            for name, code in CODES.items():
+                command = [sys.executable, "-c", TIMED.format(code), f"{folder}/ratings.csv"]
+                printed = subprocess.check_output(command, env=environment, text=True)
+                measured.append([name, *map(float, printed.split())])
+    table = pd.DataFrame(measured, columns=["name", "cpu_seconds", "peak_gib"])
+    medians = table.groupby("name", sort=False).median()
+    medians["ratio_to_pandas"] = medians["cpu_seconds"] / medians["cpu_seconds"]["pandas"]
+    print(json.dumps({"rows": arguments.rows, **medians.round(3).to_dict()}))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import hashlib
 import numpy as np
 
 from data import Interactions
+from ratings_file import require
 
 N_TASTES = 8  # kinds of users
 TASTE_DIMENSIONS = 4
@@ -24,12 +25,10 @@ def synthetic(
 
     Raises ValueError unless max(n_users, n_items) ≤ n_interactions ≤ n_users n_items.
     """
-    if min(n_users, n_items) < 1:
-        raise ValueError(f"{n_users} users and {n_items} items; at least 1 of each would be right")
-    if not max(n_users, n_items) <= n_interactions <= n_users * n_items:
-        found = f"{n_interactions} interactions of {n_users} users and {n_items} items"
-        right = f"{max(n_users, n_items)} to {n_users * n_items}"
-        raise ValueError(f"{found}; {right} would be right")
+    found = f"{n_interactions} interactions of {n_users} users and {n_items} items"
+    require(min(n_users, n_items) > 0, found, "at least 1 user and 1 item")
+    least, most = max(n_users, n_items), n_users * n_items
+    require(least <= n_interactions <= most, found, f"{least} to {most} interactions")
     rng = np.random.default_rng(seed)
     tastes = rng.permutation(np.arange(n_users) % N_TASTES)  # (n_users,)
     directions = rng.normal(size=(N_TASTES, TASTE_DIMENSIONS))
@@ -37,22 +36,17 @@ def synthetic(
     affinity = directions @ rng.normal(size=(TASTE_DIMENSIONS, n_items))  # (N_TASTES, n_items)
     popularity = rng.permutation(1 / (np.arange(n_items) + 10))
     weights = popularity * np.exp(1.5 * affinity)  # (N_TASTES, n_items)
-    degrees = _draw_degrees(rng, n_users, n_items, n_interactions)
-    pairs = _draw_pairs(rng, degrees, tastes, weights)
+    pairs = _draw_pairs(rng, n_interactions, tastes, weights)
     rng.shuffle(pairs)
     user_ids, item_ids = np.divmod(pairs, n_items)
-    del pairs
     # Items nobody drew take the place of rows whose item occurs in an earlier row.
-    first_rows = np.full(n_items, -1)
-    first_rows[item_ids[::-1]] = np.arange(n_interactions)[::-1]
-    absent = np.flatnonzero(first_rows < 0)
+    first_rows = np.unique(item_ids, return_index=True)[1]
+    absent = np.setdiff1d(np.arange(n_items), item_ids[first_rows])
     if absent.size:
-        spare = np.ones(n_interactions, dtype=bool)
-        spare[first_rows[first_rows >= 0]] = False
-        item_ids[rng.choice(np.flatnonzero(spare), absent.size, replace=False)] = absent
+        spare = np.delete(np.arange(n_interactions), first_rows)
+        item_ids[rng.choice(spare, absent.size, replace=False)] = absent
     user_bias, item_bias = rng.normal(0, 0.4, n_users), rng.normal(0, 0.4, n_items)
-    ratings = rng.standard_normal(n_interactions, dtype=np.float32)
-    ratings *= 0.5
+    ratings = 0.5 * rng.standard_normal(n_interactions, dtype=np.float32)
     ratings += (2.8 + user_bias.astype(np.float32))[user_ids]
     ratings += (affinity + item_bias).astype(np.float32)[tastes[user_ids], item_ids]
     np.clip(np.rint(ratings, out=ratings), 1, 5, out=ratings)
@@ -60,58 +54,44 @@ def synthetic(
     digest = hashlib.sha256()
     for values in (user_ids, item_ids, ratings, timestamps):
         digest.update(values)
-    return Interactions(
-        user_ids,
-        item_ids,
-        ratings,
-        timestamps,
-        user_labels=np.arange(1, n_users + 1),
-        item_labels=np.arange(1, n_items + 1),
-        item_titles=None,
-        name="synthetic",
-        sha256=digest.hexdigest(),
-    )
+    labels = {"user_labels": np.arange(1, n_users + 1), "item_labels": np.arange(1, n_items + 1)}
+    rest = {"item_titles": None, "name": "synthetic", "sha256": digest.hexdigest()}
+    return Interactions(user_ids, item_ids, ratings, timestamps, **labels, **rest)
 
 
-def _draw_degrees(rng: np.random.Generator, n_users: int, n_items: int, n: int) -> np.ndarray:
-    """Rows of each user (n_users,): log-normal, from 1 to n_items, n in all."""
+def _draw_pairs(
+    rng: np.random.Generator, n: int, tastes: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
+    """n distinct pairs user·n_items + item, sorted; users have log-normal shares, 1 to n_items.
+
+    A few rounds of inverse-CDF draws with repeats thrown away serve nearly everyone; users who
+    want most of the catalogue get their rest by Gumbel top-k over the items they lack.
+    """
+    n_users, n_items = len(tastes), weights.shape[1]
     shares = rng.lognormal(0, 1, n_users)
     extra = (n - n_users) * shares / shares.sum()
     degrees = np.minimum(1 + extra.astype(np.int64), n_items)
     while missing := n - int(degrees.sum()):
         room = np.flatnonzero(degrees < n_items)
         degrees[rng.choice(room, min(missing, len(room)), replace=False)] += 1
-    return degrees
-
-
-def _draw_pairs(
-    rng: np.random.Generator, degrees: np.ndarray, tastes: np.ndarray, weights: np.ndarray
-) -> np.ndarray:
-    """Distinct pairs user·n_items + item, `degrees[user]` for each user, sorted.
-
-    A few rounds of inverse-CDF draws with repeats thrown away serve nearly everyone; users who
-    want most of the catalogue get their rest by Gumbel top-k over the items they lack.
-    """
-    n_users, n_items = len(degrees), weights.shape[1]
     cumulative = np.cumsum(weights, axis=1)
-    pairs = np.empty(0, dtype=np.int64)
-    missing = degrees
+    pairs, lacking = np.empty(0, dtype=np.int64), degrees
     for _ in range(6):
         drawn = [pairs]
         for taste in range(N_TASTES):
             members = np.flatnonzero(tastes == taste)
-            users = np.repeat(members, missing[members])
+            users = np.repeat(members, lacking[members])
             points = rng.random(len(users)) * cumulative[taste, -1]
             items = np.searchsorted(cumulative[taste], points, side="right")
             drawn.append(users * n_items + np.minimum(items, n_items - 1))
         pairs = np.sort(np.concatenate(drawn))
         pairs = pairs[np.append(True, pairs[1:] != pairs[:-1])]
-        missing = degrees - np.bincount(pairs // n_items, minlength=n_users)
+        lacking = degrees - np.bincount(pairs // n_items, minlength=n_users)
     rest = [pairs]
-    starts = np.searchsorted(pairs, np.arange(n_users + 1) * n_items)
-    for user in np.flatnonzero(missing):
+    for user in np.flatnonzero(lacking):
         keys = np.log(weights[tastes[user]]) + rng.gumbel(size=n_items)
-        keys[pairs[starts[user] : starts[user + 1]] % n_items] = -np.inf
-        best = np.argpartition(keys, n_items - missing[user])[n_items - missing[user] :]
+        first, end = np.searchsorted(pairs, [user * n_items, (user + 1) * n_items])
+        keys[pairs[first:end] % n_items] = -np.inf
+        best = np.argpartition(keys, -lacking[user])[-lacking[user] :]
         rest.append(user * n_items + best)
     return np.sort(np.concatenate(rest))

@@ -8,9 +8,7 @@ from checks.synthetic import synthetic
 
 
 def test_synthetic_is_reproducible_and_seeded():
-    first, again, other = synthetic(seed=1), synthetic(seed=1), synthetic(seed=2)
-    assert first.sha256 == again.sha256 != other.sha256
-    np.testing.assert_array_equal(first.ratings, again.ratings)
+    assert synthetic(seed=1).sha256 == synthetic(seed=1).sha256 != synthetic(seed=2).sha256
 
 
 @pytest.mark.parametrize(
