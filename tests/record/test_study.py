@@ -66,6 +66,13 @@ def test_a_document_leaves_nothing_to_be_done_and_links_only_to_what_is_there():
         assert [link for link in links if not (document.parent / link).is_file()] == []
 
 
+def test_the_tests_that_reliability_names_are_there():
+    there = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "RELIABILITY.md").read_text()))
+    assert len(named) > 20
+    assert [name for name in named if f"def {name}(" not in there] == []
+
+
 def test_every_line_on_record_says_what_made_it_and_the_grid_is_whole_and_takes_three_hours(frame):
     assert frame.commit.str.len().eq(40).all()
     assert all("torch" in versions for versions in frame.versions)
