@@ -31,7 +31,7 @@ COLUMNS = {
 }
 LONGEST_LABEL = 256  # characters; label arrays are as wide as their longest label
 DECIMAL = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
-BLOCK = 2**28  # bytes that pandas reads at a time
+BLOCK = 2**26  # bytes that pandas reads at a time
 KEPT_FROM = 2**24  # bytes of a file whose arrays are kept: a smaller one is read as fast
 KEPT_BYTES = 2**31  # of all that is kept; the longest unused goes first
 
@@ -100,19 +100,27 @@ def _parse(content: bytes, shown: str) -> dict[str, np.ndarray]:
     line, header = next(records, (0, []))
     require(header, f"{shown} is empty", "a header and at least one row")
     positions = _find_columns(header, f"{shown}, line {line}")
-    try:
-        cells = _by_pandas(content, delimiter, len(header), positions)
-    except ValueError:  # a bad cell, or more than pandas is trusted with here
-        cells = _by_csv(records, header, positions, shown)
+    cells: Cells = {}
+    for whole in ({"user", "item", "timestamp"}, {"timestamp"}):
+        if not cells:
+            with contextlib.suppress(ValueError):  # more than pandas is trusted with, or a bad cell
+                cells = _by_pandas(content, delimiter, len(header), positions, whole)
+    cells = cells or _by_csv(records, header, positions, shown)
     found = f"{shown} has a header but no rows"
     require(len(cells["rating"]), found, "at least one rating")
     columns = {"ratings": np.asarray(cells["rating"], dtype=np.float32)}
     if "timestamp" in cells:
         columns["timestamps"] = np.asarray(cells["timestamp"], dtype=np.int64)
     for side in ("user", "item"):
-        ids = pd.Categorical(cells.pop(side))
-        labels, ranks = np.unique(_numbers(ids.categories.to_numpy(str)), return_inverse=True)
-        columns[f"{side}_ids"], columns[f"{side}_labels"] = ranks[ids.codes], labels
+        ids = cells.pop(side)
+        if isinstance(ids, np.ndarray):
+            ranks, labels = pd.factorize(ids, sort=True)
+        else:
+            ids = pd.Categorical(ids)
+            texts = ids.categories.to_numpy(str)
+            labels, ranks = np.unique(_numbers(texts), return_inverse=True)
+            ranks = ranks[ids.codes]
+        columns[f"{side}_ids"], columns[f"{side}_labels"] = ranks, labels
     pairs = columns["user_ids"] * len(columns["item_labels"]) + columns["item_ids"]
     kept = _latest(pairs, columns.get("timestamps"))
     for field in columns.keys() - {"user_labels", "item_labels"}:
@@ -120,11 +128,14 @@ def _parse(content: bytes, shown: str) -> dict[str, np.ndarray]:
     return {**columns, "dropped": np.int64(len(pairs) - len(columns["ratings"]))}
 
 
-def _by_pandas(content: bytes, delimiter: str, width: int, positions: Positions) -> Cells:
+def _by_pandas(
+    content: bytes, delimiter: str, width: int, positions: Positions, whole: set[str]
+) -> Cells:
     """The cells of a plain file; ValueError where it isn't, or a cell is wrong.
 
-    Pandas pads short rows, cuts long ones and trims blanks in silence, so there must be no blanks
-    and no quotes, and the separators are compared with what they should be.
+    Those of the kinds in `whole` are canonical integers, all others are texts. Pandas pads short
+    rows, cuts long ones and trims blanks in silence, so there must be no blanks and no quotes, and
+    the separators are compared with what they should be.
     """
     separators = (delimiter * (width - 1) + "\n").encode()
     others = bytes(set(range(256)) - set(separators) - set(b'"\0 \t\v\f'))
@@ -132,19 +143,26 @@ def _by_pandas(content: bytes, delimiter: str, width: int, positions: Positions)
     lone_returns = content.count(b"\r") != content.count(b"\r\n")
     if lone_returns or found != separators * (len(found) // width):
         raise ValueError("not plain")
-    types = dict.fromkeys(set(range(width)) - {positions.get("timestamp")}, "category")
+    numbers = {position for kind, position in positions.items() if kind in whole}
+    types = dict.fromkeys(set(range(width)) - numbers, "category")
     # Pandas takes a category's texts for numbers if all are ("007", "1.0"): a first line of words.
     words = delimiter.join("no number" if k in types else "0" for k in range(width)) + "\n"
     options = {"sep": delimiter, "header": None, "na_filter": False, "low_memory": False}
     file, tables = io.BytesIO(content), []
     file.readline()
     while block := file.read(BLOCK) + file.readline():
-        lines = io.BytesIO(words.encode() + block)
-        tables.append(pd.read_csv(lines, dtype=types, **options).iloc[1:])
+        lines = words.encode() + block + b"\n"
+        if "user" in whole:
+            codes = np.frombuffer(lines, np.uint8)
+            before, zeros, after = codes[:-2], codes[1:-1] == ord("0"), codes[2:]
+            odd = zeros & (before <= ord("-")) & ((before == ord("-")) | (after >= ord("0")))
+            if odd.any() or b"+" in lines:
+                raise ValueError("'007', '-0' or '+7'")
+        tables.append(pd.read_csv(io.BytesIO(lines), dtype=types, **options).iloc[1:])
     cells: Cells = {}
     for kind, position in positions.items():
         parts = [table[position].values for table in tables]
-        if kind == "timestamp":
+        if kind in whole:
             cells[kind] = np.concatenate(parts)
             if cells[kind].dtype != np.int64:
                 raise ValueError("not all whole numbers")

@@ -221,10 +221,10 @@ def test_load_keeps_the_last_of_a_repeated_pair_and_says_how_many_went(
     tmp_path, header, by, kept, capsys
 ):
     lines = ["1,1,1,20", "2,1,5,0", "1,1,2,30", "1,1,3,10", "2,2,4,7", "2,2,5,7"]
-    loaded = load_text(tmp_path, header + "\n".join(lines))
+    loaded = load_text(tmp_path, header + "\n".join(lines * 20))
     expected = load_text(tmp_path, header + "\n".join(lines[k] for k in kept))
     assert fuzz_data.loaded_rows(loaded) == fuzz_data.loaded_rows(expected)
-    told = f"3 repeated (user, item) rows dropped, the last {by} kept"
+    told = f"117 repeated (user, item) rows dropped, the last {by} kept"
     assert told in capsys.readouterr().err
 
 
@@ -260,6 +260,7 @@ def test_load_refuses_a_bad_cell_by_its_line_and_column(tmp_path, kind, text):
         (HEADER + "1,2,3,4,5\n", "line 2: 5 fields, not 4"),
         (UNTIMED + "1,2,3,\n1,3,3\n", "line 3: 3 fields, not 4"),
         (UNTIMED + "1,2,3,,\n1,3,3\n", "line 2: 5 fields, not 4"),
+        ("user,item,rating,a,b,c\n1,2,3,\r4,5,6\n", "line 2: 4 fields, not 6"),
         (HEADER + '1,"2\n\n",3,4\n1,2,3,4,5\n', "line 5: 5 fields, not 4"),
         (HEADER + '1,2,3,4\n1,"2,3,4\n', "line 3: unexpected end of data"),
         (HEADER + '1,"2"x,3,4\n', "line 2: ',' expected after '\"'"),
@@ -534,7 +535,12 @@ def test_what_cannot_be_kept_is_no_error_and_leaves_nothing(kept, tmp_path, monk
     write(tmp_path, "a file in its way", "kept")
     assert len(load_text(tmp_path, HEADER + "1,2,3,4\n")) == 1
     kept.unlink()
-    monkeypatch.setattr(ratings_file.np, "savez", lambda file, **arrays: os.write(-1, b"full disk"))
+
+    def fill_the_disk(part: Path, **arrays) -> None:
+        part.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(ratings_file.np, "savez", fill_the_disk)
     assert len(load_text(tmp_path, HEADER + "1,2,3,4\n")) == 1
     assert list(kept.iterdir()) == [] and capsys.readouterr().err == ""
     kept.rmdir()
