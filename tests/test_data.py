@@ -233,7 +233,7 @@ def test_load_keeps_labels_as_text_unless_all_are_canonical_integers(tmp_path, o
     loaded = load_text(tmp_path, HEADER + f"9,1,3,0\n{odd},1,3,0\n10,1,3,0\n")
     assert loaded.user_labels.tolist() == sorted(["9", "10", odd])
     assert loaded.item_labels.tolist() == [1]
-    loaded = load_text(tmp_path, HEADER + f"9,1,3,0\n9,{odd},3,0\n10,1,3,0\n")
+    loaded = load_text(tmp_path, f"rating,user,item\n3,9,1\n3,9,{odd}")
     assert loaded.item_labels.tolist() == sorted(["1", odd])
 
 
