@@ -111,3 +111,21 @@ def test_a_score_edited_for_pairs_alone_is_refused():
 
     with pytest.raises(ValueError, match="give a pair other scores"):
         make_stack(1, net=Cosine).run_epoch(0)
+
+
+def test_losses_that_differ_only_later_are_what_trains(capsys):
+    class Curriculum(Stack):
+        def run_epoch(self, epoch):
+            self.weight = 1 + epoch
+            return super().run_epoch(epoch)
+
+        def losses(self, batch):
+            factorization, regression = super().losses(batch)
+            return self.weight * factorization, regression
+
+    ours, expected = make_stack(1, kind=Curriculum), make_stack(1, kind=Curriculum)
+    expected.written_out = False
+    for epoch in range(2):
+        logged, known = ours.run_epoch(epoch), expected.run_epoch(epoch)
+    assert logged["factorization_loss"].equal(known["factorization_loss"])
+    assert "Stack.losses differs" in capsys.readouterr().err
