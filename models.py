@@ -174,7 +174,8 @@ class GMF(nn.Module):
 
 
 # A rating head is built with (D_R, H, the runs' seeds) and maps u_i and q_j in the rating windows,
-# (R, B, D_R) each, to (R, B). Every parameter begins with the run dimension R.
+# (R, B, D_R) each, to (R, B). Every parameter begins with the run dimension R, and nothing is drawn
+# at random: dropout is the stack's, whose streams a resumed run finds again.
 RATING_HEADS: dict[str, type[nn.Module]] = {"mlp": MLP, "dot": Dot, "gmf": GMF}
 
 WIDTH = (1, 2**14)
@@ -289,6 +290,12 @@ class MultiTaskNet(nn.Module):
             self.history_users = table("history_users", n_users)
         self.by_user: Interacted | None = None
         self.by_item: Interacted | None = None
+        for name, parameter in self.named_parameters():
+            if len(parameter) != len(seeds):  # runs would share it
+                raise ValueError(
+                    f"{name} has shape {tuple(parameter.shape)}: it must begin with the "
+                    f"{len(seeds)} run(s), as models.Linear's do"
+                )
         self.register_buffer("run", torch.arange(len(seeds))[:, None], persistent=False)
         self.register_buffer("mean_rating", torch.zeros(len(seeds), 1), persistent=False)
 

@@ -556,6 +556,7 @@ class Stack:
         """
         if self.written_out is None:
             self.prepare()
+        self.net.train()
         weighting, measured, kept = self.weighting, {}, []  # Gram matrices and their weights
         totals = torch.zeros(3, len(self.seeds), 2, device=self.device)
         total, weighted, weights_total = totals.unbind(0)  # of L, w·L and w

@@ -213,6 +213,7 @@ class Training:
         losses = self.stack.run_epoch(epoch)
         trained, tests, checks = time.perf_counter(), None, None
         if (epoch + 1) % self.args["eval_every"] == 0 or epoch + 1 == self.args["epochs"]:
+            self.stack.net.eval()
             tests = self.test(self.stack.net)
             checks = self.validate(self.stack.net) if self.validate else None
         seconds = {"train_seconds": trained - start, "eval_seconds": time.perf_counter() - trained}

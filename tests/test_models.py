@@ -144,3 +144,14 @@ def test_an_id_out_of_range_raises_and_never_reads_another_run(bad):
 def test_impossible_sizes_are_refused_by_name(options, named):
     with pytest.raises(ValueError, match=named):
         MultiTaskNet(N_USERS, N_ITEMS, **{"embedding_dim": 4, **options})
+
+
+def test_a_head_whose_parameters_runs_would_share_is_refused(monkeypatch):
+    class Shared(torch.nn.Module):
+        def __init__(self, dim, hidden, seeds):
+            super().__init__()
+            self.layer = torch.nn.Linear(dim, 1)
+
+    monkeypatch.setitem(RATING_HEADS, "shared", Shared)
+    with pytest.raises(ValueError, match=r"rating_head.layer.weight has shape \(1, 4\).*2 run"):
+        MultiTaskNet(7, 9, embedding_dim=4, rating_head="shared", seeds=[0, 1])
