@@ -239,7 +239,8 @@ def resolve(argv: list[str], description: str = "") -> dict:
         args["lambda_f"] = args["lambda_r"] = []
     if args["optimizer"] == "sgd" and any(METHODS[name].per_task_moments for name, _ in methods):
         raise ValueError("--weighting adatask keeps moments per task, and --optimizer sgd has none")
-    if args["compile"] and not all(METHODS[name].weights_own for name, _ in methods):
+    methods = [METHODS[name] for name, _ in methods]
+    if args["compile"] and any(method.needs_gram or not method.weights_own for method in methods):
         raise ValueError("--compile takes the losses together: no weighting by gradients")
     if (0, 0) in pairs:
         raise ValueError("--lambda-f 0 with --lambda-r 0 leaves no loss: one must be above 0")

@@ -129,3 +129,20 @@ def test_losses_that_differ_only_later_are_what_trains(capsys):
         logged, known = ours.run_epoch(epoch), expected.run_epoch(epoch)
     assert logged["factorization_loss"].equal(known["factorization_loss"])
     assert "Stack.losses differs" in capsys.readouterr().err
+
+
+def test_a_model_that_the_step_cannot_read_trains_by_autograd(monkeypatch, capsys):
+    class Deeper(MLP):
+        def __init__(self, dim, hidden, seeds):
+            super().__init__(dim, hidden, seeds)
+            self.first = self.hidden
+            del self.hidden
+
+        def forward(self, u, q):
+            return self.output(self.first(torch.cat([u, q, u * q], -1)).relu()).squeeze(-1)
+
+    monkeypatch.setitem(RATING_HEADS, "mlp", Deeper)
+    stack = make_stack(1)
+    stack.run_epoch(0)
+    assert stack.written_out is False
+    assert "by a AttributeError" in capsys.readouterr().err

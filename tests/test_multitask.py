@@ -11,7 +11,7 @@ from small import make_stack, randomise
 import multitask
 from models import RATING_HEADS, random_stream
 from multitask import NegativeSampler, Stack, bpr_loss, regression_loss, sigmoid_loss, softmax_loss
-from weighting import METHODS
+from weighting import METHODS, Weighting
 
 SHARING = [None, 0, 3]
 RECIPE = dict(
@@ -358,3 +358,15 @@ def test_famo_sees_the_same_batch_dropped_out_alike_after_the_step(monkeypatch):
     stack.written_out = False
     made = stack.step(next(stack.batches(0)))
     torch.testing.assert_close(seen[0], made.losses)
+
+
+def test_a_method_that_only_asks_for_the_gram_matrix_gets_it(monkeypatch):
+    class Half(Weighting, name="half"):
+        needs_gram = True
+
+        def weights(self, losses, gram):
+            return (gram.diagonal(dim1=1, dim2=2) > 0).double() / 2
+
+    stack = weighted(["half"])
+    monkeypatch.delitem(METHODS, "half")
+    assert stack.step(next(stack.batches(0))).weights.tolist() == [[0.5, 0.5]]
