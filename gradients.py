@@ -85,7 +85,7 @@ def differs(stack, batch) -> str | None:
             if not stack.written_out:
                 raise  # the model's own
             stack.written_out = None
-            return f"the step, by a {type(error).__name__},"
+            return f"raising {type(error).__name__}, the copy"
         gradients = stack.memory.views(stack.memory.grads.clone())
         found.append([*losses.T, *(gradient.flatten(1) for gradient in gradients)])
         stack.weighting.load_state_dict(before)  # nor does a method move by it

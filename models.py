@@ -408,9 +408,9 @@ class MultiTaskNet(nn.Module):
         """(..., W) -> (..., D_R)."""
         return rows if self.rating_dim == self.width else rows[..., -self.rating_dim :]
 
-    def interaction(self, user_rows: Tensor, item_rows: Tensor) -> Tensor:
-        """u_i · q_j over the ranking windows: (R, ..., W) twice -> (R, ...). Biases apart."""
-        return (self.ranking_window(user_rows) * self.ranking_window(item_rows)).sum(-1)
+    def interaction(self, u: Tensor, q: Tensor) -> Tensor:
+        """u_i · q_j of pairs in the ranking windows: (R, ..., D_F) twice -> (R, ...). No biases."""
+        return (u * q).sum(-1)
 
     def rating(self, user_ids: Tensor, item_ids: Tensor, u: Tensor, q: Tensor) -> Tensor:
         """r̂_ij of pairs: (R, B) ids, and u_i, q_j in the rating windows (R, B, D_R) -> (R, B)."""
@@ -444,7 +444,8 @@ class MultiTaskNet(nn.Module):
         u, q = self.user_rows(user_ids), self.item_rows(item_ids)
         bias = self.bias_sum((self.user_bias, self.item_bias), user_ids, item_ids)
         rated = self.rating_window(u), self.rating_window(q)
-        return self.interaction(u, q) + bias, self.rating(user_ids, item_ids, *rated)
+        ranked = self.ranking_window(u), self.ranking_window(q)
+        return self.interaction(*ranked) + bias, self.rating(user_ids, item_ids, *rated)
 
     def ratings(self, user_ids: Tensor, item_ids: Tensor) -> Tensor:
         """(R, B) user and item ids -> (R, B) predicted ratings."""

@@ -419,7 +419,7 @@ class Stack:
             biases = net.rows(net.item_bias, ids).squeeze(-1).tensor_split(2, 1)
             user_bias = net.rows(net.user_bias, batch.users).squeeze(-1)  # of no effect on p⁺ − p⁻
             scores = [
-                (u_f * net.ranking_window(q)).sum(-1) + bias + user_bias
+                net.interaction(u_f, net.ranking_window(q)) + bias + user_bias
                 for q, bias in zip(rows, biases, strict=True)
             ]
             factorization, q = loss(*scores), rows[0]

@@ -145,4 +145,4 @@ def test_a_model_that_the_step_cannot_read_trains_by_autograd(monkeypatch, capsy
     stack = make_stack(1)
     stack.run_epoch(0)
     assert stack.written_out is False
-    assert "by a AttributeError" in capsys.readouterr().err
+    assert "raising AttributeError" in capsys.readouterr().err
