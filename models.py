@@ -157,10 +157,6 @@ class Dot(nn.Module):
     def forward(self, u: Tensor, q: Tensor) -> Tensor:
         return ((u + self.user_shift) * (q + self.item_shift)).sum(-1)
 
-    def all_pairs(self, u: Tensor, q: Tensor) -> Tensor:
-        """(R, U, D_R) and (R, n, D_R) -> (R, U, n): of all pairs, cheaper than row by row."""
-        return torch.bmm(u + self.user_shift, (q + self.item_shift).transpose(1, 2))
-
 
 class GMF(nn.Module):
     """(u ∘ q) · w + c, a generalized matrix factorization. Source: He et al., WWW 2017."""
