@@ -1,7 +1,7 @@
 """The study's design, fixed before it ran: arms, questions, tests, expectations.
 
 run.py trains what `plan` lists and report.py tells what came of it. A setting is a structure and
-λ_F, like "shared.0.99"; λ_R is 1 − λ_F.
+how its tasks are weighed, like "shared.0.99" or "shared.mgda": λ_F, λ_R being 1 − λ_F, or a method.
 
 Two protocols:
   report    95/5 random split, trained on the 95, the metrics of the last epoch.
@@ -27,18 +27,31 @@ SETTINGS = [f"{structure}.{f:g}" for structure in ENDS for f in BOTH]
 WEIGHED = ("shared", "k16", "separate")  # structures that were trained with all of LAMBDAS
 RATIOS = [99 ** (k / 4) for k in range(-4, 5)]  # λ_F : λ_R from 1:99 to 99:1, log-spaced
 LAMBDAS = [0.0, *(round(ratio / (1 + ratio), 6) for ratio in RATIOS), 1.0]
+BEYOND = tuple(round(ratio / (1 + ratio), 6) for ratio in (300, 1_000, 3_000, 10_000))
+PROBES = ("rating-probe", "ranking-probe")  # the true ends of the dial
+CAGRADS = ("cagrad:kappa=0.2", "cagrad:kappa=0.5", "cagrad:kappa=0.9")
+MOVING = ("mgda", "nash-mtl", "uw", "famo", "gradnorm", *CAGRADS)  # their mean ratio isn't near 1
+METHODS = (*MOVING, "pcgrad", "rlw", "adatask")
+RULES = ("mgda", "nash-mtl", "uw", "pcgrad")  # one of each rule for the ratio of the norms
+DECIDING = (0.5, LAMBDAS[8], 0.99, *BEYOND, "rating-probe", "mgda", "nash-mtl", "uw", "famo")
 SELECTED = "--validation 0.05 --select --eval-every 2"
 SGD_LR = "1"  # the largest of 0.3, 1, 1.7, 3, 30 at which no setting grows unstable in 60 epochs
 WORKERS = 2  # processes that the stacks train in, a thread each
 
 
 class Experiment(NamedTuple):
-    """Arms of one protocol: PROTOCOL.STRUCTURE.λ_F; the experiment's name first if it has more."""
+    """Arms of one protocol: PROTOCOL.STRUCTURE.WEIGHTS, or NAME.… if it has more or is a control.
+
+    A control takes its weights from the runs of the methods: "frozen", their mean ratio as a
+    constant, or "shuffled", their weights in another order of the epochs (see controls.py).
+    """
 
     protocol: str
     structures: tuple[str, ...]
-    lambdas: tuple[float, ...] = BOTH
+    weights: tuple[float | str, ...] = BOTH  # λ_F, or a method of weighting.py
     more: str = ""
+    data: str = DATA
+    control: str = ""
 
 
 EXPERIMENTS = {
@@ -49,6 +62,13 @@ EXPERIMENTS = {
     "sgd": Experiment("report", ENDS, more=f"--optimizer sgd --lr {SGD_LR}"),
     "temporal": Experiment("selected", ENDS, more="--split temporal"),
     "weights": Experiment("selected", (*ENDS, "k16"), tuple(f for f in LAMBDAS if f not in BOTH)),
+    "beyond": Experiment("selected", ("shared",), BEYOND),
+    "methods": Experiment("selected", ("shared",), (*PROBES, *METHODS)),
+    "filmtrust": Experiment("selected", ("shared",), DECIDING, data="filmtrust"),
+    "ml-latest-small": Experiment("selected", ("shared",), DECIDING, data="ml-latest-small"),
+    "frozen": Experiment("selected", ("shared",), MOVING, control="frozen"),
+    "shuffled": Experiment("selected", ("shared",), MOVING[:5], control="shuffled"),
+    "half-shared": Experiment("selected", ("k16",), (*BEYOND, *PROBES, *RULES)),
 }
 BASELINES = {"popularity": "mrr", "global mean": "mse", "biases": "mse"}  # name -> its metric
 
@@ -56,25 +76,40 @@ BASELINES = {"popularity": "mrr", "global mean": "mse", "biases": "mse"}  # name
 def plan(seeds: list[int], epochs: int) -> list[dict]:
     """Every stack of the study: its name, arm, experiment, protocol, runs and train.py arguments.
 
-    The runs of a stack differ in their seed alone.
+    The runs of a stack differ in their seed alone. Those of a control still lack their weights:
+    "mirrors" names the stack that they come from.
     """
     stacks = []
-    for name, (protocol, structures, lambdas, more) in EXPERIMENTS.items():
-        after = f"{more} {SELECTED if protocol == 'selected' else ''}".split()
+    for name, (protocol, structures, weights, more, data, control) in EXPERIMENTS.items():
+        own = name if more or control or data != DATA else protocol
+        after = [*more.split(), *(SELECTED.split() if protocol == "selected" else ())]
+        after += ["--data", data] * (data != DATA)
         for structure in structures:
-            for f in lambdas:
-                flags, pair = STRUCTURES[structure], [f"{f:g}", f"{round(1 - f, 6):g}"]
-                arguments = [*flags.split(), "--lambda-f", pair[0], "--lambda-r", pair[1]]
-                arguments += ["--seeds", ",".join(map(str, seeds)), "--epochs", str(epochs), *after]
-                stack = {"stack": "_".join([name, *flags.replace("--", "").split(), *pair])}
-                stack |= {"arm": f"{name if more else protocol}.{structure}.{f:g}"}
-                stack |= {"experiment": name, "protocol": protocol, "arguments": arguments}
+            for w in weights:
+                flags, told = STRUCTURES[structure].split(), [w]
+                weigh = ["--weighting", w]
+                if not isinstance(w, str):
+                    told = [f"{w:g}", f"{round(1 - w, 6):g}"]
+                    weigh = ["--lambda-f", told[0], "--lambda-r", told[1]]
+                parts = [name, *(flag.replace("--", "") for flag in flags), *told]
+                stack = {"stack": "_".join(parts).replace(":kappa=", "-")}
+                stack |= {"arm": f"{own}.{structure}.{w if isinstance(w, str) else told[0]}"}
+                stack["arm"] = stack["arm"].replace(":kappa=", "-")
+                stack |= {"experiment": name, "protocol": protocol, "data": data}
+                stack["weighting"] = w if isinstance(w, str) else "fixed"
+                if control:
+                    weigh, mirrored = [], stack["stack"].replace(name, "methods", 1)
+                    stack |= {"control": control, "mirrors": mirrored}
+                    stack["weighting"] = "fixed" if control == "frozen" else control
+                arguments = [*flags, *weigh, "--seeds", ",".join(map(str, seeds))]
+                stack["arguments"] = [*arguments, "--epochs", str(epochs), *after]
                 stacks.append({**stack, "runs": len(seeds), "epochs": epochs})
     return stacks
 
 
-ARMS = {stack["stack"]: stack["arm"] for stack in plan([0], 1)}
-PLANNED = Counter(stack["experiment"] for stack in plan([0], 1))  # experiment -> arms
+STACKS = {stack["stack"]: stack for stack in plan([0], 1)}
+ARMS = {name: stack["arm"] for name, stack in STACKS.items()}
+PLANNED = Counter(stack["experiment"] for stack in STACKS.values())  # experiment -> arms
 
 # Is the first setting another than the second? Each question is a family of four tests, MRR and
 # MSE under both protocols: Wilcoxon's signed-rank test over seeds, Holm's correction. All else of

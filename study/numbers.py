@@ -55,13 +55,15 @@ def read_study(path: Path) -> pd.DataFrame:
 
 
 def arm_of(line: dict) -> str | None:
-    """The arm that a line is a run of; none for other data or another weighting."""
-    arm = design.ARMS.get(line.get("stack"))
+    """The arm that a line is a run of, if it is the plan's."""
+    planned = design.STACKS.get(line.get("stack"), {})
+    same = all(planned.get(name) == line[name] for name in ("data", "weighting"))
+    arm = planned["arm"] if same else None
     if line["experiment"] == "baselines":
         arm = f"baselines.{line['protocol']}.{line['method']}".replace(" ", "_")
     if line["experiment"] == "faults":
         arm = f"faults.{line['fault']}".replace(" ", "_")
-    return arm if (line["data"], line["weighting"]) == (DATA, "fixed") else None
+    return arm
 
 
 def measures(line: dict) -> dict[str, float]:

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -29,12 +30,14 @@ from data import load, random_split, temporal_split
 from evaluation import FullRanking, baselines, reciprocal_ranks_by_user
 from run_folder import finished_results, load_run, read_resume, write_whole
 from study import faults
+from study.controls import controlled, register_shuffled, tell_weights
 from study.design import BASELINES, DATA, EXPERIMENTS, TESTED, VARIANTS, WORKERS, plan
 from study.records import Results, as_text, provenance, read
 
 ROOT = Path(__file__).parents[1]
 CURVES = ("factorization_loss", "regression_loss", "joint_loss", "mrr", "mse", "val_mrr", "val_mse")
 CURVES += ("users_cosine", "users_norm_ratio", "items_cosine", "items_norm_ratio")
+CURVES += ("weight_f", "weight_r", "norm_ratio", "weighted_norm_ratio")
 
 
 def die_with_parent() -> None:
@@ -60,6 +63,8 @@ def work(stack: dict, folder: Path) -> None:
 
 
 def trained_lines(stack: dict, folder: Path) -> list[dict]:
+    if "paths" in stack:
+        register_shuffled(stack)
     arguments = [*stack["arguments"], "--out", str(folder)]
     wanted, before = resolve(arguments), {}
     with contextlib.suppress(OSError, ValueError):
@@ -77,8 +82,10 @@ def trained_lines(stack: dict, folder: Path) -> list[dict]:
 def line_of(stack: dict, result: dict) -> dict:
     """What the results file keeps of a run."""
     run = load_run(result["folder"])
+    dropped = ("runs", "arguments", "resume", "folder", "paths")
     line = stack | {"weighting": "fixed"} | run.config | result
-    line = {key: line[key] for key in line if key not in ("runs", "arguments", "resume", "folder")}
+    line = {key: line[key] for key in line if key not in dropped}
+    tell_weights(line, run.history)
     measured = [row for row in run.history if row["mrr"] is not None]
     line |= {"last_mrr": measured[-1]["mrr"], "last_mse": measured[-1]["mse"]}
     if "val_mrr" in measured[0]:  # each task at the epoch that is best for it alone
@@ -156,9 +163,21 @@ def run_stack(stack: dict, runs: Path, results: Results) -> bool:
 
 def run_stacks(stacks: list[dict], results: Results, runs: Path, workers: int) -> bool:
     """Train the stacks that the results lack, in worker processes; whether all went well."""
-    left = [stack for stack in stacks if stack["stack"] not in results.done]
+    left, mirrored = [x for x in stacks if x["stack"] not in results.done], defaultdict(list)
+    fine = _run_all([x for x in left if "control" not in x], results, runs, workers)
+    for line in read(results.path):
+        mirrored[line["stack"]].append(line)
+    controls = [stack for stack in left if "control" in stack]
+    ready = [controlled(x, mirrored[x["mirrors"]]) for x in controls if x["mirrors"] in mirrored]
+    for stack in controls:
+        if stack["mirrors"] not in mirrored:
+            print(f"{stack['stack']}: needs {stack['mirrors']} first", file=sys.stderr, flush=True)
+    return _run_all(ready, results, runs, workers) and fine and len(ready) == len(controls)
+
+
+def _run_all(stacks: list[dict], results: Results, runs: Path, workers: int) -> bool:
     with ThreadPoolExecutor(workers) as pool:
-        return all(list(pool.map(lambda stack: run_stack(stack, runs.resolve(), results), left)))
+        return all(list(pool.map(lambda stack: run_stack(stack, runs.resolve(), results), stacks)))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,0 +1,64 @@
+"""Is it a method's adapting, or the ratio it happens to have? Its own weights again, without it.
+
+frozen    the geometric mean of w_F/w_R, over a run's epochs up to its selected one and over the
+          runs, as a constant λ_F/λ_R.
+shuffled  each run's own weights in another order of time, ten epochs at a stretch.
+"""
+
+import math
+
+import numpy as np
+import torch
+
+from models import random_stream
+from weighting import METHODS, Weighting, parse
+
+STRETCH = 10  # epochs, as far apart as the lines of a study hold a run's weights
+
+
+class Shuffled(Weighting):
+    """w = those that `paths`, (stretches, 2) of each seed, holds at another place."""
+
+    paths: dict[int, np.ndarray]
+    starts = {"w": (2, 1.0)}
+
+    def epoch_start(self, epoch, steps):
+        for r, seed in enumerate(self.seeds):
+            path, stream = self.paths[seed], random_stream(seed, "shuffled weights", 0)
+            stretch = torch.randperm(len(path), generator=stream)[epoch // STRETCH]
+            self.state["w"][r].copy_(torch.tensor(path[stretch]))
+
+    def weights(self, losses, gram):
+        return self.state["w"]
+
+
+def controlled(stack: dict, lines: list[dict]) -> dict:
+    """A planned control with its weights, from the lines of the runs that it mirrors."""
+    if stack["control"] == "shuffled":
+        curves = [line["curves"] for line in lines]
+        paths = [list(zip(x["weight_f"], x["weight_r"], strict=True)) for x in curves]
+        paths = {str(line["seed"]): path for line, path in zip(lines, paths, strict=True)}
+        stack = stack | {"paths": paths, "method": lines[0]["weighting"]}
+        return stack | {"arguments": [*stack["arguments"], "--weighting", "shuffled"]}
+    ratio = math.exp(np.mean([line["log_ratio"] for line in lines]))
+    pair = f"{ratio / (1 + ratio):.6f}", f"{1 / (1 + ratio):.3g}"
+    weights = ["--lambda-f", pair[0], "--lambda-r", pair[1]]
+    return stack | {"arguments": [*stack["arguments"], *weights]}
+
+
+def register_shuffled(stack: dict) -> None:
+    """Make "shuffled" a method of weighting.py, which weighs what the one it mirrors does."""
+    paths = {int(seed): np.array(path) for seed, path in stack["paths"].items()}
+    own = METHODS[parse(stack["method"])[0]].weights_own
+    METHODS["shuffled"] = type("Shuffled", (Shuffled,), {"paths": paths, "weights_own": own})
+
+
+def tell_weights(line: dict, history: list[dict]) -> None:
+    """Add to a run's line the mean logs of w_F/w_R and of ρ over its epochs up to the returned."""
+    rows = [row for row in history if row["epoch"] <= line["epoch"]]
+    if "weight_f" in rows[0]:  # a weight of 0 counts as 1e-8
+        pairs = np.array([(row["weight_f"], row["weight_r"]) for row in rows])
+        line["log_ratio"] = float(np.diff(np.log(np.maximum(pairs, 1e-8)))[:, 0].mean() * -1)
+    logs = [math.log(row["weighted_norm_ratio"]) for row in rows if row.get("weighted_norm_ratio")]
+    if logs:
+        line["log_rho"] = float(np.mean(logs))
