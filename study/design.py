@@ -116,6 +116,13 @@ PLANNED = Counter(stack["experiment"] for stack in STACKS.values())  # experimen
 # the study is estimation without tests.
 QUESTIONS = {"q1": ("shared.0.5", "separate.0.5"), "q2": ("shared.0.99", "shared.0.5")}
 TESTED = ("report", "selected")  # experiments of a family; lines hold users' reciprocal ranks
+# And a third family of four, on the dial of PLACES: does a method beat the fixed ratio that each
+# seed's validation part chooses: the method that it chooses, and MGDA as it is?
+PLACES = ("selected", "filmtrust", "ml-latest-small")
+QUESTION_3 = {
+    "q3.method": ("selected.chosen.method", "selected.chosen.fixed"),
+    "q3.mgda": ("selected.shared.mgda", "selected.chosen.fixed"),
+}
 METRICS = ("mrr", "mse")
 # What the report expected of first − second: above zero (1), below (−1) or none (0). Its words
 # stand in tables.md.in.

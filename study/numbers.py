@@ -15,18 +15,19 @@ DIGITS = {  # of every column, by how many are shown
     column: digits
     for digits, columns in {
         0: "epoch peak_epoch lowest_mse_epoch users_conflict items_conflict agree tests "
-        "test_rows cold_users cold_user_rows cold_items cold_item_rows",
+        "test_rows cold_users cold_user_rows cold_items cold_item_rows dominated",
         1: "fall_epoch better worse tied",
         3: "mse last_mse own_mse lowest_mse mrr_first ndcg_at_10 recall_at_10 volume own_volume "
         "mean_joint mean_factorization mean_regression factorization_loss regression_loss "
         "factorization_loss_first regression_loss_first users_cosine items_cosine "
-        "users_norm_ratio items_norm_ratio users_weighted items_weighted",
+        "users_norm_ratio items_norm_ratio users_weighted items_weighted score val_score",
         4: "mrr last_mrr own_mrr mrr_there difference "
         "relative_fluctuation relative_ranking_fluctuation",
-        5: "fluctuation ranking_fluctuation",
+        5: "fluctuation ranking_fluctuation ratio rho",
     }.items()
     for column in columns.split()
 }
+SIGNIFICANT = ("ratio", "rho")  # with three significant digits
 SIGNED = ("difference", "users_cosine", "items_cosine")  # with a plus where above zero
 # What tells a run from every other; a line from before the first two were fields has these values.
 IDENTITY = {"data": DATA, "weighting": "fixed", "experiment": None, "protocol": None}
@@ -45,7 +46,7 @@ def read_study(path: Path) -> pd.DataFrame:
         if "experiment" not in line:
             raise ValueError(f"{path}: line {number} names no experiment")
         line |= {name: line.get(name, default) for name, default in IDENTITY.items()}
-        line |= {"arm": arm_of(line)} | measures(line)
+        line |= {"arm": arm_of(line)} | measures(line) | weighed(line)
     frame, numeric = pd.DataFrame(lines), ["epochs", "train_seconds", "eval_seconds", *DIGITS]
     if (twice := frame.duplicated(list(IDENTITY))).any():
         run = frame.loc[twice, list(IDENTITY)].iloc[0].dropna().to_dict()
@@ -60,10 +61,29 @@ def arm_of(line: dict) -> str | None:
     same = all(planned.get(name) == line[name] for name in ("data", "weighting"))
     arm = planned["arm"] if same else None
     if line["experiment"] == "baselines":
-        arm = f"baselines.{line['protocol']}.{line['method']}".replace(" ", "_")
+        part = line["protocol"] if line["data"] == DATA else line["data"]
+        arm = f"baselines.{part}.{line['method']}".replace(" ", "_")
     if line["experiment"] == "faults":
         arm = f"faults.{line['fault']}".replace(" ", "_")
     return arm
+
+
+def weighed(line: dict) -> dict[str, float]:
+    """The run's score, log MRR − log MSE, on both parts, its ratio w_F/w_R, and its ρ.
+
+    Where weights move, these are geometric means over the epochs up to the returned one.
+    """
+    told = {}
+    for part in ("", "val_"):
+        if line.get(f"{part}mrr") and line.get(f"{part}mse"):
+            told[f"{part}score"] = np.log(line[f"{part}mrr"]) - np.log(line[f"{part}mse"])
+    if line["lambda_f"] is not None and line.get("lambda_r"):
+        told["ratio"] = line["lambda_f"] / line["lambda_r"]
+    if "log_ratio" in line:
+        told["ratio"] = np.exp(line["log_ratio"])
+    if "log_rho" in line and "probe" not in line["weighting"]:
+        told["rho"] = np.exp(line["log_rho"])
+    return told
 
 
 def measures(line: dict) -> dict[str, float]:
@@ -116,10 +136,12 @@ def study_arms(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     alone.STRUCTURE          each task trained alone, at the epoch best for it
     hypervolume.STRUCTURE    volume, own_volume: an epoch for both tasks, for each
     users.QUESTION.PROTOCOL  the difference in reciprocal ranks, user by user
+    PLACE.chosen.fixed, PLACE.chosen.method   of each seed the arm of the best validation score,
+                             among the fixed ratios and among the methods; PLACE as in PLACES
     """
     names = list(design.ARMS.values())
-    for protocol in ("report", "selected", "temporal"):
-        names += [f"baselines.{protocol}.{method}" for method in design.BASELINES]
+    for part in ("report", "selected", "temporal", *design.PLACES[1:]):
+        names += [f"baselines.{part}.{method}" for method in design.BASELINES]
     names += [f"faults.{fault}" for fault in design.VARIANTS]
     runs = frame.set_index("seed").sort_index()
     there = dict(iter(runs.groupby("arm")))
@@ -139,7 +161,27 @@ def study_arms(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
         for protocol in TESTED:
             pair = (arms[f"{protocol}.{setting}"] for setting in settings)
             arms[f"users.{question}.{protocol}"] = user_by_user(*pair)
+    for place in design.PLACES:
+        dial = {n: runs for n, runs in arms.items() if n.startswith(f"{place}.shared.")}
+        dial = {name: runs for name, runs in dial.items() if len(runs) and "probe" not in name}
+        fixed = {n for n, runs in dial.items() if (runs.weighting == "fixed").all()}
+        for name in dial:
+            others = [dial[other] for other in fixed - {name}]
+            arms[name] = dial[name].assign(dominated=dominated(dial[name], others))
+        for kind, names in (("fixed", fixed), ("method", dial.keys() - fixed)):
+            runs = pd.concat([dial[name] for name in sorted(names)]) if names else runs[:0]
+            best = runs.sort_values("val_score", kind="stable").groupby(level="seed").tail(1)
+            arms[f"{place}.chosen.{kind}"] = best.sort_index()
     return arms
+
+
+def dominated(runs: pd.DataFrame, others: list[pd.DataFrame]) -> pd.Series:
+    """1 where another arm's run of the same seed is at least as good in both metrics."""
+    found = pd.Series(0.0, runs.index)
+    for other in others:
+        other = other.reindex(runs.index)
+        found[(other.mrr >= runs.mrr) & (other.mse <= runs.mse)] = 1.0
+    return found
 
 
 def user_by_user(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
@@ -173,8 +215,9 @@ class Numbers:
     def __init__(self, frame: pd.DataFrame):
         self.arms = study_arms(frame)
         self.told = counted(frame)
-        for question in design.QUESTIONS:  # each a family of tests
-            names = [f"{question}.{protocol}.{metric}" for protocol in TESTED for metric in METRICS]
+        families = [[f"{q}.{protocol}" for protocol in TESTED] for q in design.QUESTIONS]
+        for family in [*families, list(design.QUESTION_3)]:
+            names = [f"{where}.{metric}" for where in family for metric in METRICS]
             p_values = [stats.signed_rank_test(self[name].values) for name in names]
             for name, p, adjusted in zip(names, p_values, stats.holm(p_values), strict=True):
                 self.told |= {
@@ -194,14 +237,18 @@ class Numbers:
             return self.told[name]
         where, _, column = name.rpartition(".")
         question, _, experiment = where.partition(".")
-        if question in design.QUESTIONS:
+        if where in design.QUESTION_3:
+            where = " − ".join(design.QUESTION_3[where])
+        elif question in design.QUESTIONS:
             where = " − ".join(f"{experiment}.{each}" for each in design.QUESTIONS[question])
         pair = [self.column(arm, column, name) for arm in where.split(" − ")]
         if len(pair) == 2:
             return Estimate(stats.paired_difference(*pair), DIGITS[column], "+")
         large = column.endswith("weighted") and pair[0].mean() > 1  # a ratio
-        sign = "+" if column in SIGNED else ""
-        return Estimate(pair[0], 1 if large else DIGITS[column], sign)
+        digits = 1 if large else DIGITS[column]
+        if column in SIGNIFICANT and pair[0].mean() > 0:
+            digits = int(np.clip(2 - np.floor(np.log10(pair[0].mean())), 0, 3))
+        return Estimate(pair[0], digits, "+" if column in SIGNED else "")
 
     def column(self, arm: str, column: str, name: str) -> pd.Series:
         if arm not in self.arms or column not in DIGITS or column not in self.arms[arm]:

@@ -54,7 +54,7 @@ def work(stack: dict, folder: Path) -> None:
     """Compute a stack's lines, in lines.jsonl of a folder; a training goes on where it stopped."""
     die_with_parent()
     if stack["experiment"] == "baselines":
-        lines = baseline_lines(stack["seeds"])
+        lines = baseline_lines(stack["stack"], stack["data"], stack["seeds"])
     elif stack["experiment"] == "faults":
         lines = faults.run_variant(stack["fault"], stack["seeds"], stack["epochs"])
     else:
@@ -128,15 +128,17 @@ def cold_counts(run) -> dict:
     return counts
 
 
-def baseline_lines(seeds: list[int]) -> list[dict]:
+def baseline_lines(stack: str, name: str, seeds: list[int]) -> list[dict]:
     """Popularity, global mean and regularised biases, on the training part of every protocol."""
-    data, held = load(DATA), {"validation_fraction": 0.05}
-    splits = [("report", seed, random_split(data, seed)) for seed in seeds]
-    splits += [("selected", seed, random_split(data, seed, **held)) for seed in seeds]
+    data, held = load(name), {"validation_fraction": 0.05}
+    splits = [("selected", seed, random_split(data, seed, **held)) for seed in seeds]
+    if name == DATA:
+        splits = [("report", seed, random_split(data, seed)) for seed in seeds] + splits
+        splits.append(("temporal", 0, temporal_split(data, **held)))
     lines = []
-    for protocol, seed, split in [*splits, ("temporal", 0, temporal_split(data, **held))]:
+    for protocol, seed, split in splits:
         start, levels = time.perf_counter(), baselines(data, split)
-        line = {"experiment": "baselines", "stack": "baselines", "data": DATA, "device": "cpu"}
+        line = {"experiment": "baselines", "stack": stack, "data": name, "device": "cpu"}
         line |= {"protocol": protocol, "seed": seed, "seconds": time.perf_counter() - start}
         for method in BASELINES:
             of = method.replace(" ", "_") + "_"  # as in "popularity_mrr"
@@ -201,8 +203,11 @@ def main(argv: list[str] | None = None) -> int:
     epochs = args.epochs or (40 if args.quick else 200)
     chosen = args.only or (["report"] if args.quick else known)
     stacks = plan(seeds, epochs)
-    levels = {"experiment": "baselines", "seeds": seeds, "arguments": []}
-    stacks.append({**levels, "stack": "baselines", "runs": len(BASELINES) * (2 * len(seeds) + 1)})
+    for name in dict.fromkeys(stack["data"] for stack in stacks):
+        level = {"experiment": "baselines", "data": name, "seeds": seeds, "arguments": []}
+        level["stack"] = "baselines" if name == DATA else f"baselines {name}"
+        splits = 2 * len(seeds) + 1 if name == DATA else len(seeds)
+        stacks.append({**level, "runs": len(BASELINES) * splits})
     for name in VARIANTS:
         fault = {"experiment": "faults", "fault": name, "seeds": few, "arguments": []}
         stacks.append({**fault, "stack": f"faults {name}", "runs": len(few), "epochs": epochs})
