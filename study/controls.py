@@ -3,14 +3,20 @@
 frozen    the geometric mean of w_F/w_R, over a run's epochs up to its selected one and over the
           runs, as a constant λ_F/λ_R.
 shuffled  each run's own weights in another order of time, ten epochs at a stretch.
+
+And is it the method, or the rate that suits it?
+
+tuned     each arm with the flags that were best on the validation parts of two seeds of their own.
 """
 
 import math
+from collections import defaultdict
 
 import numpy as np
 import torch
 
 from models import random_stream
+from multitask import LOSSES, sigmoid_loss
 from weighting import METHODS, Weighting, parse
 
 STRETCH = 10  # epochs, as far apart as the lines of a study hold a run's weights
@@ -33,24 +39,37 @@ class Shuffled(Weighting):
 
 
 def controlled(stack: dict, lines: list[dict]) -> dict:
-    """A planned control with its weights, from the lines of the runs that it mirrors."""
+    """A planned control with what it lacks, from the lines of the runs that it mirrors."""
     if stack["control"] == "shuffled":
         curves = [line["curves"] for line in lines]
         paths = [list(zip(x["weight_f"], x["weight_r"], strict=True)) for x in curves]
         paths = {str(line["seed"]): path for line, path in zip(lines, paths, strict=True)}
         stack = stack | {"paths": paths, "method": lines[0]["weighting"]}
-        return stack | {"arguments": [*stack["arguments"], "--weighting", "shuffled"]}
-    ratio = math.exp(np.mean([line["log_ratio"] for line in lines]))
-    pair = f"{ratio / (1 + ratio):.6f}", f"{1 / (1 + ratio):.3g}"
-    weights = ["--lambda-f", pair[0], "--lambda-r", pair[1]]
-    return stack | {"arguments": [*stack["arguments"], *weights]}
+        more = ["--weighting", "shuffled"]
+    elif stack["control"] == "frozen":
+        ratio = math.exp(np.mean([line["log_ratio"] for line in lines]))
+        more = ["--lambda-f", f"{ratio / (1 + ratio):.6f}", "--lambda-r", f"{1 / (1 + ratio):.3g}"]
+    else:
+        scores = defaultdict(list)
+        for line in lines:  # of one that stopped being finite there is no score
+            value = -math.inf
+            if "val_mrr" in line:
+                value = math.log(line["val_mrr"]) - math.log(line["val_mse"])
+            decay = line["weight_decay"]
+            decay = decay[0] if isinstance(decay, list) else decay
+            scores[line["optimizer"], line["lr"], decay].append(value)
+        best = max(scores, key=lambda flags: np.mean(scores[flags]))
+        more = "--optimizer {} --lr {:g} --weight-decay {:g}".format(*best).split()
+    return stack | {"arguments": [*stack["arguments"], *more]}
 
 
-def register_shuffled(stack: dict) -> None:
-    """Make "shuffled" a method of weighting.py, which weighs what the one it mirrors does."""
-    paths = {int(seed): np.array(path) for seed, path in stack["paths"].items()}
-    own = METHODS[parse(stack["method"])[0]].weights_own
-    METHODS["shuffled"] = type("Shuffled", (Shuffled,), {"paths": paths, "weights_own": own})
+def register(stack: dict) -> None:
+    """Make known to train.py what the stack's arguments name and no module of it has."""
+    LOSSES["sigmoid-times-10"] = lambda positive, negative: 10 * sigmoid_loss(positive, negative)
+    if "paths" in stack:  # weighs what the method does that it mirrors
+        paths = {int(seed): np.array(path) for seed, path in stack["paths"].items()}
+        own = METHODS[parse(stack["method"])[0]].weights_own
+        METHODS["shuffled"] = type("Shuffled", (Shuffled,), {"paths": paths, "weights_own": own})
 
 
 def tell_weights(line: dict, history: list[dict]) -> None:

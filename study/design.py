@@ -9,6 +9,7 @@ Two protocols:
             log(MRR) − log(MSE) there. The test part is the report's.
 """
 
+import itertools
 from collections import Counter
 from typing import NamedTuple
 
@@ -33,6 +34,11 @@ CAGRADS = ("cagrad:kappa=0.2", "cagrad:kappa=0.5", "cagrad:kappa=0.9")
 MOVING = ("mgda", "nash-mtl", "uw", "famo", "gradnorm", *CAGRADS)  # their mean ratio isn't near 1
 METHODS = (*MOVING, "pcgrad", "rlw", "adatask")
 RULES = ("mgda", "nash-mtl", "uw", "pcgrad")  # one of each rule for the ratio of the norms
+TUNED = (0.5, 0.99, *BEYOND[:2], *RULES)  # with a rate of their own, chosen on two seeds
+RATES = tuple(f"--lr {lr} --weight-decay {w}" for lr in (5e-4, 1e-3, 2e-3) for w in (0, 0.03, 0.3))
+SGD_RATES = tuple(f"--optimizer sgd --lr {lr}" for lr in (0.01, 0.03, 0.1, 0.3, 1, 3, 10))
+TUNING_SEEDS = (100, 101)
+SCALED = "--loss sigmoid-times-10"  # registered by controls.py
 DECIDING = (0.5, LAMBDAS[8], 0.99, *BEYOND, "rating-probe", "mgda", "nash-mtl", "uw", "famo")
 SELECTED = "--validation 0.05 --select --eval-every 2"
 SGD_LR = "1"  # the largest of 0.3, 1, 1.7, 3, 30 at which no setting grows unstable in 60 epochs
@@ -42,8 +48,9 @@ WORKERS = 2  # processes that the stacks train in, a thread each
 class Experiment(NamedTuple):
     """Arms of one protocol: PROTOCOL.STRUCTURE.WEIGHTS, or NAME.… if it has more or is a control.
 
-    A control takes its weights from the runs of the methods: "frozen", their mean ratio as a
-    constant, or "shuffled", their weights in another order of the epochs (see controls.py).
+    A control takes something from other runs (see controls.py): "frozen" and "shuffled" the weights
+    of a method, "tuned" the flags of the `tries` that were best on the validation parts of seeds of
+    their own.
     """
 
     protocol: str
@@ -52,6 +59,7 @@ class Experiment(NamedTuple):
     more: str = ""
     data: str = DATA
     control: str = ""
+    tries: tuple[str, ...] = ("",)
 
 
 EXPERIMENTS = {
@@ -69,6 +77,11 @@ EXPERIMENTS = {
     "frozen": Experiment("selected", ("shared",), MOVING, control="frozen"),
     "shuffled": Experiment("selected", ("shared",), MOVING[:5], control="shuffled"),
     "half-shared": Experiment("selected", ("k16",), (*BEYOND, *PROBES, *RULES)),
+    "scaled": Experiment("selected", ("shared",), (0.99, "mgda", "nash-mtl"), more=SCALED),
+    "adam-tries": Experiment("selected", ("shared",), TUNED, tries=RATES),
+    "adam-tuned": Experiment("selected", ("shared",), TUNED, control="tuned"),
+    "sgd-tries": Experiment("selected", ("shared",), TUNED, tries=SGD_RATES),
+    "sgd-tuned": Experiment("selected", ("shared",), TUNED, control="tuned"),
 }
 BASELINES = {"popularity": "mrr", "global mean": "mse", "biases": "mse"}  # name -> its metric
 
@@ -76,35 +89,44 @@ BASELINES = {"popularity": "mrr", "global mean": "mse", "biases": "mse"}  # name
 def plan(seeds: list[int], epochs: int) -> list[dict]:
     """Every stack of the study: its name, arm, experiment, protocol, runs and train.py arguments.
 
-    The runs of a stack differ in their seed alone. Those of a control still lack their weights:
-    "mirrors" names the stack that they come from.
+    The runs of a stack differ in their seed alone. A control still lacks some of its arguments:
+    "mirrors" names the stacks that they come from.
     """
     stacks = []
-    for name, (protocol, structures, weights, more, data, control) in EXPERIMENTS.items():
-        own = name if more or control or data != DATA else protocol
-        after = [*more.split(), *(SELECTED.split() if protocol == "selected" else ())]
-        after += ["--data", data] * (data != DATA)
-        for structure in structures:
-            for w in weights:
-                flags, told = STRUCTURES[structure].split(), [w]
-                weigh = ["--weighting", w]
-                if not isinstance(w, str):
-                    told = [f"{w:g}", f"{round(1 - w, 6):g}"]
-                    weigh = ["--lambda-f", told[0], "--lambda-r", told[1]]
-                parts = [name, *(flag.replace("--", "") for flag in flags), *told]
-                stack = {"stack": "_".join(parts).replace(":kappa=", "-")}
-                stack |= {"arm": f"{own}.{structure}.{w if isinstance(w, str) else told[0]}"}
-                stack["arm"] = stack["arm"].replace(":kappa=", "-")
-                stack |= {"experiment": name, "protocol": protocol, "data": data}
-                stack["weighting"] = w if isinstance(w, str) else "fixed"
-                if control:
-                    weigh, mirrored = [], stack["stack"].replace(name, "methods", 1)
-                    stack |= {"control": control, "mirrors": mirrored}
-                    stack["weighting"] = "fixed" if control == "frozen" else control
-                arguments = [*flags, *weigh, "--seeds", ",".join(map(str, seeds))]
-                stack["arguments"] = [*arguments, "--epochs", str(epochs), *after]
-                stacks.append({**stack, "runs": len(seeds), "epochs": epochs})
+    for name, experiment in EXPERIMENTS.items():
+        protocol, structures, dial, more, data, control, tries = experiment
+        own = name if more or control or data != DATA or tries != ("",) else protocol
+        mine = seeds if tries == ("",) else TUNING_SEEDS
+        after = ["--seeds", ",".join(map(str, mine)), "--epochs", str(epochs), *more.split()]
+        after += SELECTED.split() if protocol == "selected" else []
+        after += ["--data", data] if data != DATA else []
+        for structure, weights, tried in itertools.product(structures, dial, tries):
+            flags, told, weigh = STRUCTURES[structure].split(), [weights], ["--weighting", weights]
+            if not isinstance(weights, str):
+                told = [f"{weights:g}", f"{round(1 - weights, 6):g}"]
+                weigh = ["--lambda-f", told[0], "--lambda-r", told[1]]
+            told = [word.replace(":kappa=", "-") for word in told]
+            parts = [*(flag.replace("--", "") for flag in flags), *told]
+            stack = {"stack": "_".join([name, *parts, *numbers_in(tried)])}
+            stack |= {"arm": "-".join([f"{own}.{structure}.{told[0]}", *numbers_in(tried)])}
+            stack |= {"experiment": name, "protocol": protocol, "data": data}
+            stack["weighting"] = weights if isinstance(weights, str) else "fixed"
+            if control == "tuned":
+                source = name.replace("tuned", "tries")
+                each = [numbers_in(flags) for flags in EXPERIMENTS[source].tries]
+                mirrored = ["_".join([source, *parts, *words]) for words in each]
+            elif control:  # the weights are the mirrored run's
+                weigh, mirrored = [], ["_".join(["methods", *parts])]
+                stack["weighting"] = "fixed" if control == "frozen" else control
+            if control:
+                stack |= {"control": control, "mirrors": mirrored}
+            arguments = [*flags, *weigh, *after, *tried.split()]
+            stacks.append({**stack, "arguments": arguments, "runs": len(mine), "epochs": epochs})
     return stacks
+
+
+def numbers_in(flags: str) -> list[str]:
+    return [word for word in flags.split() if word[0].isdigit()]
 
 
 STACKS = {stack["stack"]: stack for stack in plan([0], 1)}

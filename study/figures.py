@@ -5,6 +5,7 @@ Bands are mean ± sd over seeds, bars are bootstrap 95% intervals of the mean.
 
 import numpy as np
 import pandas as pd
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, NullFormatter
@@ -35,6 +36,7 @@ def study_figures(arms: Arms) -> dict[str, Figure]:
     """The figures by name, without those whose experiment isn't there yet."""
     needs = {report_figure: "report", sharing_figure: "selected", weights_figure: "weights"}
     needs |= {pareto_figure: "selected", gradients_figure: "report", faults_figure: "faults"}
+    needs[weighting_figure] = "methods"
     there = {name for runs in arms.values() if "experiment" in runs for name in runs.experiment}
     draws = [draw for draw, experiment in needs.items() if experiment in there]
     return {draw.__name__.removesuffix("_figure"): draw(arms) for draw in draws}
@@ -257,4 +259,52 @@ def gradients_figure(arms: Arms) -> Figure:
         for axis in (cosines, ratios):
             axis.legend(loc="best")
             axis.set_xlabel("epoch" if side == "items" else "")
+    return figure
+
+
+def weighting_figure(arms: Arms) -> Figure:
+    """Score against the ratio of the weights: the fixed curve of each data set, the methods on it.
+
+    A method's bar across is the range of its ratio over the run (every tenth epoch, mean over
+    runs). Last what a method's score gains over its own mean ratio, frozen, and over its own
+    weights in another order.
+    """
+    figure, panels = grid(2, 2, (12, 9))
+    methods = [name.replace(":kappa=", "-") for name in design.METHODS]
+    colours = dict(zip(methods, colormaps["tab20"].colors, strict=False))
+    titles = dict(zip(design.PLACES, (design.DATA, *design.PLACES[1:]), strict=True))
+    for axis, (place, title) in zip(panels.flat, titles.items(), strict=False):
+        dial = {n.removeprefix(f"{place}.shared."): runs for n, runs in arms.items() if len(runs)}
+        dial = {name: runs for name, runs in dial.items() if name[0] in "01"}
+        fixed = {runs.ratio.mean(): runs.score for runs in dial.values()}
+        fixed = {x: fixed[x] for x in sorted(fixed) if 0 < x < np.inf}
+        style = {"color": "black", "marker": "o", "markersize": 4, "capsize": 2, "zorder": 2}
+        means(axis, fixed, list(fixed.values()), label="fixed ratio", **style)
+        probe = arms[f"{place}.shared.{design.PROBES[0]}"].score.mean()
+        axis.axhline(probe, color=MUTED, linestyle=":", label=design.PROBES[0])
+        for name in methods:
+            runs = arms.get(f"{place}.shared.{name}", ())
+            if len(runs) and (score := runs.score.mean()):
+                paths = curves_of(runs, "weight_f") / curves_of(runs, "weight_r")
+                path, at = np.exp(np.log(paths).mean(0)), runs.ratio.mean()
+                if path.size:
+                    axis.hlines(score, path.min(), path.max(), color=colours[name], lw=1.5)
+                at = at if np.isfinite(at) else 1
+                axis.plot(at, score, "D", color=colours[name], ms=7, mec="black", label=name)
+        axis.set(xscale="log", title=title, xlabel="ratio of the weights, ranking over rating")
+        axis.set_ylabel("log MRR − log MSE (test)")
+    axis, moving = panels[1, 1], methods[: len(design.MOVING)]
+    nothing = arms["selected.chosen.fixed"][:0]
+    for shift, control, marker in ((-0.12, "frozen", "o"), (0.12, "shuffled", "s")):
+        pairs = [
+            [arms.get(f"{of}.shared.{name}", nothing).score for of in ("selected", control)]
+            for name in moving
+        ]
+        gains = [first - second for first, second in pairs]
+        style = {"marker": marker, "capsize": 2.5, "label": f"minus its weights, {control}"}
+        means(axis, np.arange(len(moving)) + shift, gains, linestyle="", **style)
+    axis.axhline(0, color="black", linewidth=0.8)
+    axis.set_xticks(range(len(moving)), moving, rotation=20, ha="right", fontsize=9)
+    axis.set(title=f"what adapting adds, {design.DATA}", ylabel="difference in log MRR − log MSE")
+    legend_below(figure, panels.flat, 6)
     return figure

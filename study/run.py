@@ -30,7 +30,7 @@ from data import load, random_split, temporal_split
 from evaluation import FullRanking, baselines, reciprocal_ranks_by_user
 from run_folder import finished_results, load_run, read_resume, write_whole
 from study import faults
-from study.controls import controlled, register_shuffled, tell_weights
+from study.controls import controlled, register, tell_weights
 from study.design import BASELINES, DATA, EXPERIMENTS, TESTED, VARIANTS, WORKERS, plan
 from study.records import Results, as_text, provenance, read
 
@@ -63,8 +63,7 @@ def work(stack: dict, folder: Path) -> None:
 
 
 def trained_lines(stack: dict, folder: Path) -> list[dict]:
-    if "paths" in stack:
-        register_shuffled(stack)
+    register(stack)
     arguments = [*stack["arguments"], "--out", str(folder)]
     wanted, before = resolve(arguments), {}
     with contextlib.suppress(OSError, ValueError):
@@ -74,16 +73,22 @@ def trained_lines(stack: dict, folder: Path) -> list[dict]:
     else:  # nothing there, or another study's
         arguments.append("--overwrite")
     with contextlib.redirect_stdout(sys.stderr):
-        if code := train.main(arguments):
-            sys.exit(code)
-    return [line_of(stack, result) for result in finished_results(read_resume(folder))]
+        code = train.main(arguments)
+    results = finished_results(read_resume(folder))
+    if results is None:
+        sys.exit(code)
+    return [line_of(stack, result) for result in results]
 
 
 def line_of(stack: dict, result: dict) -> dict:
     """What the results file keeps of a run."""
+    dropped = ("runs", "arguments", "resume", "folder", "paths", "seeds", "out", "overwrite")
+    if "error" in result:  # it stopped being finite
+        line = stack | resolve(stack["arguments"]) | {"split_seed": result["seed"]} | provenance()
+        line |= result | {"curves": {}}
+        return {key: line[key] for key in line if key not in dropped}
     run = load_run(result["folder"])
-    dropped = ("runs", "arguments", "resume", "folder", "paths")
-    line = stack | {"weighting": "fixed"} | run.config | result
+    line = stack | run.config | result
     line = {key: line[key] for key in line if key not in dropped}
     tell_weights(line, run.history)
     measured = [row for row in run.history if row["mrr"] is not None]
@@ -169,12 +174,14 @@ def run_stacks(stacks: list[dict], results: Results, runs: Path, workers: int) -
     fine = _run_all([x for x in left if "control" not in x], results, runs, workers)
     for line in read(results.path):
         mirrored[line["stack"]].append(line)
-    controls = [stack for stack in left if "control" in stack]
-    ready = [controlled(x, mirrored[x["mirrors"]]) for x in controls if x["mirrors"] in mirrored]
-    for stack in controls:
-        if stack["mirrors"] not in mirrored:
-            print(f"{stack['stack']}: needs {stack['mirrors']} first", file=sys.stderr, flush=True)
-    return _run_all(ready, results, runs, workers) and fine and len(ready) == len(controls)
+    ready = []
+    for stack in [stack for stack in left if "control" in stack]:
+        if missing := [name for name in stack["mirrors"] if name not in mirrored]:
+            print(f"{stack['stack']}: needs {missing[0]} first", file=sys.stderr, flush=True)
+            fine = False
+            continue
+        ready.append(controlled(stack, [x for name in stack["mirrors"] for x in mirrored[name]]))
+    return _run_all(ready, results, runs, workers) and fine
 
 
 def _run_all(stacks: list[dict], results: Results, runs: Path, workers: int) -> bool:
