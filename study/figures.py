@@ -23,7 +23,7 @@ STYLES = {
     structure: {"color": colour, "marker": marker}
     for structure, colour, marker in zip(WEIGHED, COLOURS, "o^s", strict=False)
 }
-LABEL_PLACES = dict(shared=((6, -11), "left"), k16=((-6, 6), "right"), separate=((6, 6), "left"))
+LABEL_PLACES = dict(shared=((6, -14), "left"), k16=((-6, 6), "right"), separate=((-2, 22), "right"))
 WEIGHT_COLOURS = {"0.99": COLOURS[0], "0.5": COLOURS[1]}
 AXES = {"mrr": "MRR (test)", "mse": "MSE (test, rating units²)"}
 TITLES = {column: tag for column, tag, _ in plot.curves() if column in design.CURVES}
@@ -203,7 +203,7 @@ def pareto_figure(arms: Arms) -> Figure:
             axis.step(front[:, 1], front[:, 0], where="post", **style)
         baseline_lines(axis, arms, "mrr")
         baseline_lines(axis, arms, "mse", across=False)
-        axis.margins(x=0.1)
+        axis.margins(0.1)
         near = 0.04 * np.ptp(axis.get_ylim()), 0.06 * np.ptp(axis.get_xlim())
         for structure, (lambdas, at) in points.items():
             shown = np.full(len(at), structure == "shared") | pareto_front(at)
@@ -279,6 +279,7 @@ def weighting_figure(arms: Arms) -> Figure:
         fixed = {runs.ratio.mean(): runs.score for runs in dial.values()}
         fixed = {x: fixed[x] for x in sorted(fixed) if 0 < x < np.inf}
         style = {"color": "black", "marker": "o", "markersize": 4, "capsize": 2, "zorder": 2}
+        axis.set_visible(bool(fixed))
         means(axis, fixed, list(fixed.values()), label="fixed ratio", **style)
         probe = arms[f"{place}.shared.{design.PROBES[0]}"].score.mean()
         axis.axhline(probe, color=MUTED, linestyle=":", label=design.PROBES[0])

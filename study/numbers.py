@@ -27,6 +27,7 @@ DIGITS = {  # of every column, by how many are shown
     }.items()
     for column in columns.split()
 }
+SECONDS = ("train_seconds", "eval_seconds", "cpu_seconds")
 SIGNIFICANT = ("ratio", "rho")  # with three significant digits
 SIGNED = ("difference", "users_cosine", "items_cosine")  # with a plus where above zero
 # What tells a run from every other; a line from before the first two were fields has these values.
@@ -47,7 +48,7 @@ def read_study(path: Path) -> pd.DataFrame:
             raise ValueError(f"{path}: line {number} names no experiment")
         line |= {name: line.get(name, default) for name, default in IDENTITY.items()}
         line |= {"arm": arm_of(line)} | measures(line) | weighed(line)
-    frame, numeric = pd.DataFrame(lines), ["epochs", "train_seconds", "eval_seconds", *DIGITS]
+    frame, numeric = pd.DataFrame(lines), ["epochs", *SECONDS, *DIGITS]
     if (twice := frame.duplicated(list(IDENTITY))).any():
         run = frame.loc[twice, list(IDENTITY)].iloc[0].dropna().to_dict()
         raise ValueError(f"{path}: line {twice.argmax() + 1} repeats the run {run}")
@@ -261,8 +262,8 @@ class Numbers:
 def counted(frame: pd.DataFrame) -> dict[str, str]:
     """How much was run, hypervolume's box, and the published levels."""
     runs = frame[frame.arm.isin(design.ARMS.values())]
-    seconds = runs.groupby("stack")[["train_seconds", "eval_seconds"]].max()  # of a whole stack
-    seeds, hours = runs.seed.nunique(), seconds.to_numpy().sum() / 3600
+    seconds = runs.cpu_seconds.fillna(runs.train_seconds + runs.eval_seconds)  # of a whole stack
+    seeds, hours = runs.seed.nunique(), seconds.groupby(runs["stack"]).max().sum() / 3600
     smallest = 2 / 2**seeds * len(TESTED) * len(METRICS)  # all signs alike, in a family of four
     told = {
         "runs": f"{len(runs):,}",

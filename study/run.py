@@ -59,7 +59,8 @@ def work(stack: dict, folder: Path) -> None:
         lines = faults.run_variant(stack["fault"], stack["seeds"], stack["epochs"])
     else:
         lines = trained_lines(stack, folder)
-    write_whole(folder / "lines.jsonl", as_text(lines).encode())
+    spent = {"cpu_seconds": time.process_time()}  # by this process, whatever ran beside it
+    write_whole(folder / "lines.jsonl", as_text(line | spent for line in lines).encode())
 
 
 def trained_lines(stack: dict, folder: Path) -> list[dict]:

@@ -192,7 +192,7 @@ def test_the_command_tells_a_fault_in_one_line_before_anything_is_written(tmp_pa
 def test_the_studys_figures_show_its_lines():
     with plot.report_style():
         drawn = study_figures(NAMED.arms)
-    assert list(drawn) == ["report", "sharing", "weights", "pareto", "gradients", "faults"]
+    assert list(drawn) == [*"report sharing weights pareto gradients faults weighting".split()]
     mrr = drawn["report"].axes[3]  # shared, 0.99/0.01
     curves = [curves["mrr"] for curves in own("curves", "report", 32, 0.99)]
     assert list(mrr.lines[0].get_ydata()) == pytest.approx(np.mean(curves, 0))
@@ -207,3 +207,6 @@ def test_the_studys_figures_show_its_lines():
     texts = [text.get_text() for text in one.texts]  # neighbours that coincide share a label
     assert texts[:4] == ["0.01 to 0.76", "0.91", "0.97", "0.99"]  # where all is shared; the fronts'
     assert texts[4:] == ["0.97", "0.99", "0.01 to 0.99"]  # of half-shared and separate tables
+    dots = [line for line in drawn["weighting"].axes[0].lines if line.get_label() == "mgda"]
+    arm = NAMED.arms["selected.shared.mgda"]
+    assert dots[0].get_xydata()[0] == pytest.approx([arm.ratio.mean(), arm.score.mean()])
