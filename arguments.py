@@ -237,7 +237,9 @@ def resolve(argv: list[str], description: str = "") -> dict:
         )
     Options(**pick(Options, args)).check(structure)
     if structure.rating_head in ("dot", "gmf") and structure.hidden != Structure.hidden:
-        raise ValueError(f"--hidden has no effect on --rating-head {structure.rating_head}")
+        raise ValueError(
+            f"--hidden has no effect on --rating-head {structure.rating_head}: drop it"
+        )
     pairs = list(zip(args["lambda_f"], args["lambda_r"], strict=False))
     if len(args["lambda_f"]) != len(args["lambda_r"]):
         raise ValueError(
@@ -301,7 +303,9 @@ def default_name(args: dict) -> str:
     weights = [f"f{plain(f)}-r{plain(r)}" for f, r in pairs]
     weights += [method for method in args["weighting"] if method != "fixed"]
     stack = len(seeds) * len(weights) > 1  # whose runs' own names tell weights and seed again
-    parts += [sharing, "-".join(weights)][: 1 if stack and weights == ["f0.99-r0.01"] else 2]
+    parts.append(sharing)
+    if not stack or weights != ["f0.99-r0.01"]:
+        parts.append("-".join(weights))
     parts.append(f"seed{seeds[0]}-{seeds[-1]}" if run else f"seed{','.join(map(str, seeds))}")
     parser = build_parser()
     told = "data shared_dims weighting lambda_f lambda_r seeds out overwrite".split()
