@@ -237,9 +237,7 @@ def resolve(argv: list[str], description: str = "") -> dict:
         )
     Options(**pick(Options, args)).check(structure)
     if structure.rating_head in ("dot", "gmf") and structure.hidden != Structure.hidden:
-        raise ValueError(
-            f"--hidden has no effect on --rating-head {structure.rating_head}: drop it"
-        )
+        raise ValueError(f"--hidden has no effect on --rating-head {structure.rating_head}")
     pairs = list(zip(args["lambda_f"], args["lambda_r"], strict=False))
     if len(args["lambda_f"]) != len(args["lambda_r"]):
         raise ValueError(
@@ -290,10 +288,7 @@ def short_name(parts: Iterable[str], longest: int = 40) -> str:
 
 
 def default_name(args: dict) -> str:
-    """A folder name that tells what isn't a default, and always sharing and seeds, of one run λ.
-
-    TensorBoard shows a stack's name and a run's as one: they share the 40 letters.
-    """
+    """A folder name that tells what isn't a default, and always sharing and seeds, of one run λ."""
     dims, widths = args["shared_dims"], (args["ranking_dim"], args["rating_dim"])
     sharing = "separate" if dims == 0 else "shared" if (dims, dims) == widths else f"shared{dims}"
     pairs = zip(args["lambda_f"], args["lambda_r"], strict=True)
@@ -315,4 +310,4 @@ def default_name(args: dict) -> str:
         if key not in told and value != default:
             text = "-".join(map(plain, value)) if isinstance(value, list) else f"{value}"
             parts.append(key.replace("_", "-") + ("" if value is True else text))
-    return short_name(parts, 22 if stack else 40)
+    return short_name(parts, 22 if stack else 40)  # with a run's own name 40 in TensorBoard
