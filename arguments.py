@@ -52,6 +52,10 @@ class Command:
 # ---- flags ---------------------------------------------------------------------------------
 
 
+MEANT = {"--learning-rate": "--lr", "--patience": "--select", "--early-stopping": "--select"}
+MEANT |= {"--dim": "--embedding-dim", "--gpu": "--device", "--output": "--out"}
+
+
 class Parser(argparse.ArgumentParser):
     """argparse with one-line errors, `#` comments in argument files, and a word on typos."""
 
@@ -82,10 +86,11 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, argv: list[str] | None = None) -> argparse.Namespace:
         args, unknown = self.parse_known_args(argv)
         for word in unknown:
-            close = difflib.get_close_matches(word.split("=")[0], self._option_string_actions)
-            self.error(
-                f"unknown argument {word!r}" + (f": did you mean {close[0]}?" if close else "")
-            )
+            name, flags = word.split("=")[0], self._option_string_actions
+            near = [flag for flag in flags if flag.startswith(name) or flag == MEANT.get(name)]
+            near = near or difflib.get_close_matches(name, flags, 1, 0.87)  # a letter or two
+            hint = f": did you mean {' or '.join(near)}?" if 0 < len(near) < 5 else ""
+            self.error(f"unknown argument {word!r}{hint}")
         return args
 
     def error(self, message: str) -> None:
@@ -115,10 +120,11 @@ def seed_list(text: str) -> list[int]:
     try:
         seeds = []
         for part in text.split(","):
-            first, _, last = part.partition("-")
-            if not 0 <= int(first) <= int(last or first) < int(first) + 10_000:
+            first, dash, last = part.partition("-")
+            first, last = int(first), int(last if dash else first)
+            if not 0 <= first <= last < first + 10_000:
                 raise ValueError
-            seeds += range(int(first), int(last or first) + 1)
+            seeds += range(first, last + 1)
         if not seeds or len(set(seeds)) < len(seeds) or not 0 <= min(seeds) <= max(seeds) < 2**32:
             raise ValueError
     except ValueError:
@@ -158,6 +164,8 @@ def add_options(parser: Parser, options: type, title: str) -> argparse._Argument
     return group
 
 
+FEW = "help help_all data shared separate shared_dims weighting lambda_f lambda_r loss epochs lr "
+FEW += "validation select seeds out resume"  # what --help shows
 LETTERS = dict(shared_dims="K", embedding_dim="D", ranking_dim="D_F", rating_dim="D_R", hidden="H")
 LETTERS |= dict(lambda_f="λ_F", lambda_r="λ_R", batch_size="B", ensemble="M", data="NAME|PATH")
 
@@ -165,10 +173,12 @@ LETTERS |= dict(lambda_f="λ_F", lambda_r="λ_R", batch_size="B", ensemble="M", 
 def build_parser(description: str = "") -> Parser:
     parser = Parser(
         prog="train.py",
+        usage="%(prog)s [@FILE ...] [--FLAG VALUE ...]",
         description=description,
         fromfile_prefix_chars="@",
         epilog="@FILE reads arguments from a file, like @recipes/reference.txt.",
     )
+    parser.add_argument("--help-all", action="help", help="show every flag, and exit")
     model = add_options(parser, Structure, "model")
     dial = model.add_mutually_exclusive_group()
     dial.add_argument(
@@ -204,10 +214,12 @@ def resolve(argv: list[str], description: str = "") -> dict:
     Raises ValueError for values that contradict each other.
     """
     parser = build_parser(description)
+    for action in parser._actions:
+        if action.dest not in FEW.split() and "--help-all" not in argv:
+            action.help = argparse.SUPPRESS
     args = vars(parser.parse_args(argv))
     if args["resume"] is not None:
-        others = {name: parser.get_default(name) for name in args if name != "resume"}
-        if others.items() != {name: args[name] for name in others}.items():
+        if any(args[name] != parser.get_default(name) for name in args.keys() - {"resume"}):
             raise ValueError("--resume takes no other argument: a run goes on as it began")
         return {"resume": args["resume"]}
     del args["resume"]
@@ -224,6 +236,8 @@ def resolve(argv: list[str], description: str = "") -> dict:
             f"--rating-dim {args['rating_dim']}: give --shared-dims {args['shared_dims']}"
         )
     Options(**pick(Options, args)).check(structure)
+    if structure.rating_head in ("dot", "gmf") and structure.hidden != Structure.hidden:
+        raise ValueError(f"--hidden has no effect on --rating-head {structure.rating_head}")
     pairs = list(zip(args["lambda_f"], args["lambda_r"], strict=False))
     if len(args["lambda_f"]) != len(args["lambda_r"]):
         raise ValueError(
@@ -265,16 +279,16 @@ def plain(value: float) -> str:
     return short if float(short) == value else repr(value)
 
 
-def short_name(parts: Iterable[str], longest: int = 60) -> str:
+def short_name(parts: Iterable[str], longest: int = 40) -> str:
     """The parts joined to a folder name; what is cut off a long one is told apart by a digest."""
     name = "_".join(parts).translate(str.maketrans("/:=,", "----"))
     if len(name) > longest:
-        name = f"{name[: longest - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        name = f"{name[: longest - 7]}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
     return name
 
 
 def default_name(args: dict) -> str:
-    """A folder name that tells what isn't a default, and always sharing, weights and seeds."""
+    """A folder name that tells what isn't a default, and always sharing and seeds, of one run λ."""
     dims, widths = args["shared_dims"], (args["ranking_dim"], args["rating_dim"])
     sharing = "separate" if dims == 0 else "shared" if (dims, dims) == widths else f"shared{dims}"
     pairs = zip(args["lambda_f"], args["lambda_r"], strict=True)
@@ -283,7 +297,10 @@ def default_name(args: dict) -> str:
     parts = [] if args["data"] == "ml-100k" else [Path(args["data"]).stem]
     weights = [f"f{plain(f)}-r{plain(r)}" for f, r in pairs]
     weights += [method for method in args["weighting"] if method != "fixed"]
-    parts += [sharing, "-".join(weights)]
+    stack = len(seeds) * len(weights) > 1  # whose runs' own names tell weights and seed again
+    parts.append(sharing)
+    if not stack or weights != ["f0.99-r0.01"]:
+        parts.append("-".join(weights))
     parts.append(f"seed{seeds[0]}-{seeds[-1]}" if run else f"seed{','.join(map(str, seeds))}")
     parser = build_parser()
     told = "data shared_dims weighting lambda_f lambda_r seeds out overwrite".split()
@@ -293,4 +310,4 @@ def default_name(args: dict) -> str:
         if key not in told and value != default:
             text = "-".join(map(plain, value)) if isinstance(value, list) else f"{value}"
             parts.append(key.replace("_", "-") + ("" if value is True else text))
-    return short_name(parts)
+    return short_name(parts, 22 if stack else 40)  # with a run's own name 40 in TensorBoard

@@ -106,15 +106,17 @@ class Interactions:
     def __len__(self) -> int:
         return len(self.ratings)
 
+    def __str__(self) -> str:
+        return (
+            f"{self.name!r}: {len(self):,} ratings ({self.ratings.min():g} to "
+            f"{self.ratings.max():g}) by {self.n_users:,} users of {self.n_items:,} items, "
+            f"{len(self) / (self.n_users * self.n_items):.2%} of all pairs"
+        )
+
     def __repr__(self) -> str:
         times = self.timestamps
         times = "no timestamps" if times is None else f"timestamps {times.min()} to {times.max()}"
-        return (
-            f"Interactions({self.name!r}: {len(self):,} ratings ({self.ratings.min():g} to "
-            f"{self.ratings.max():g}) by {self.n_users:,} users of {self.n_items:,} items, "
-            f"{len(self) / (self.n_users * self.n_items):.2%} of all pairs, {times}, "
-            f"sha256 {self.sha256[:12]})"
-        )
+        return f"Interactions({self}, {times}, sha256 {self.sha256[:12]})"
 
 
 @dataclass(frozen=True, eq=False)

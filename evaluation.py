@@ -210,10 +210,14 @@ class Metric:
     """A number for a run, and how it is shown."""
 
     value: Callable[[HeldOut], float]
-    tag: str | None = None  # of its TensorBoard curve; without one it is in result.json alone
+    tag: str | None = None  # "eval/…", of its curve; without one it is in result.json alone
     label: str = ""  # of its curve's y axis
     digits: int = 4  # in tables
     better: int = +1  # +1: higher is better; -1: lower
+
+    def __post_init__(self):
+        if self.tag and not self.tag.startswith("eval/"):  # the validation part's curve is like it
+            raise ValueError(f"tag is {self.tag!r}: one that begins with 'eval/' would be right")
 
 
 # With r_1 <= r_2 <= ... the ranks of a user's n test items, "mrr" is (1 / n) Σ_k 1 / r_k in the
@@ -304,18 +308,21 @@ def fit_biases(
     return mean, user_bias, item_bias
 
 
-def baselines(data: Interactions, split: Split, clip_ratings: bool = False) -> dict[str, float]:
+def baselines(
+    data: Interactions, split: Split, clip_ratings: bool = False, chunk: int = 1024
+) -> dict[str, float]:
     """What a run must beat on its test part: "popularity_mrr", "global_mean_mse", "biases_mse".
 
     And popularity's other ranking metrics, "popularity_ndcg_at_10" and the like. Fitted on the
     training part. As for a run, training and validation items rank last, and with `clip_ratings`
-    predictions are cut to the range of the training ratings.
+    predictions are cut to the range of the training ratings. `chunk` is FullRanking's.
     """
     users, items, ratings = data.user_ids, data.item_ids, data.ratings
     train, test, seen = split.train, split.test, np.concatenate([split.train, split.validation])
     pairs = [ids[rows][None] for rows in (test, seen) for ids in (users, items)]
-    scores = torch.from_numpy(popularity_scores(items[train], data.n_items))
-    ranks = FullRanking(data.n_items, *pairs).ranks(lambda ids: scores.repeat(1, len(ids), 1))
+    scores = torch.from_numpy(popularity_scores(items[train], data.n_items)).float()
+    full = FullRanking(data.n_items, *pairs, chunk=chunk)
+    ranks = full.ranks(lambda ids: scores.repeat(1, len(ids), 1))
     columns = users[train], items[train], ratings[train]
     mean, user_bias, item_bias = fit_biases(*columns, data.n_users, data.n_items)
     by_biases = mean + user_bias[users[test]] + item_bias[items[test]]

@@ -189,7 +189,7 @@ class Structure:
     embedding_dim: Annotated[int, "D dimensions of a task; tables start at sd 1/D", WIDTH] = 32
     ranking_dim: Annotated[int | None, "dimensions that ranking sees, if not D", WIDTH] = None
     rating_dim: Annotated[int | None, "dimensions that rating sees, if not D", WIDTH] = None
-    hidden: Annotated[int, "hidden units of the MLP", WIDTH] = 64
+    hidden: Annotated[int, "hidden units of the head mlp", WIDTH] = 64
     rating_head: Annotated[str, "what predicts a rating from u and q", RATING_HEADS] = "mlp"
     rating_biases: Annotated[bool, "rating has user and item biases and the mean too"] = False
     user_history: Annotated[bool, "a user is also the sum of its training items' vectors"] = False

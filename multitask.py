@@ -263,7 +263,7 @@ SCHEDULES = ("constant", "cosine")  # the rate as it is, or down to zero over th
 class Options:
     """How a stack trains: arguments of Stack, flags of train.py, entries of config.json."""
 
-    loss: Annotated[str, "factorization loss (README)", LOSSES] = "sigmoid"
+    loss: Annotated[str, "misordered pairs (soft), BPR, or cross-entropy", LOSSES] = "sigmoid"
     exclude_positives: Annotated[bool, "draw no training item of the user as a negative"] = False
     epochs: Annotated[int, "passes over the training interactions", COUNT] = 200
     batch_by: Annotated[str, "draw interactions, or users with theirs", BATCHES] = "interaction"

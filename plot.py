@@ -11,6 +11,7 @@ or recomputed.
 
 import csv
 import io
+import itertools
 import json
 import math
 import re
@@ -31,21 +32,6 @@ from run_folder import write_whole
 # Okabe and Ito's colour-blind-safe palette without its yellow, which is too pale on white.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 LINES = ["-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (2, 2, 6, 2))]  # of each in turn
-STYLE = {
-    "savefig.dpi": 160,
-    "font.size": 9.5,
-    "axes.titlesize": 10,
-    "axes.grid": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "grid.color": "#E4E4E4",
-    "lines.linewidth": 1.4,
-    "lines.markersize": 3.5,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "legend.handlelength": 3,
-    "svg.hashsalt": "multitask",  # element ids would be random: the same run, the same bytes
-}
 LOSSES = [  # (column of history.csv, TensorBoard tag, y label)
     ("factorization_loss", "training/Factorization Loss", "factorization loss (no unit)"),
     ("regression_loss", "training/MSE", "squared error (rating units²)"),
@@ -89,15 +75,16 @@ def find_runs(folder: Path) -> list[Path]:
 
 
 def read(path: Path, kind: type):
-    """The lines (a list) or the JSON object (a dict) of a file; errors name it."""
+    """The rows of a CSV file (a list) or the JSON object (a dict) of a file; errors name it."""
     try:
         text = path.read_text(encoding="utf-8")
-        content = text.splitlines() if kind is list else json.loads(text)
+        lines = filter(None, csv.reader(text.splitlines()))
+        content = list(lines) if kind is list else json.loads(text)
         if not isinstance(content, kind):
             raise ValueError(f"a {type(content).__name__}, should be a JSON object")
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: missing; a finished run has one") from None
-    except ValueError as error:  # not UTF-8, not a JSON object
+    except (ValueError, csv.Error, RecursionError) as error:  # not UTF-8, not a JSON object
         raise ValueError(f"{path}: damaged ({error})") from None
     return content
 
@@ -109,19 +96,19 @@ def read_run(folder: Path) -> Run:
     a metric that the run has no column of: it may be newer than the run.
     """
     path, losses = folder / "history.csv", [column for column, _, _ in LOSSES]
-    reader = csv.DictReader(read(path, list), restval="")
-    rows, names = list(reader), reader.fieldnames or []
+    names, *rows = read(path, list) or [[]]
     for column in ["epoch", *losses]:
         if column not in names:
             raise ValueError(f"{path}: column {column} is missing")
     columns = {column: ([], []) for column, _, _ in curves() if column in names}
     for column in [column for column, _, _ in curves() if column not in names]:
         print(f"plot.py: {path}: column {column} is missing, drawn without it", file=sys.stderr)
-    for epoch, row in enumerate(rows):
+    for epoch, cells in enumerate(rows):
+        row = dict(itertools.zip_longest(names, cells, fillvalue=""))
         if row["epoch"] != str(epoch):
             told = f"{row['epoch']!r} should be {epoch}: one row an epoch, from 0"
             raise ValueError(f"{path}: column epoch, row {epoch + 1}: {told}")
-        if None in row:
+        if len(cells) > len(names):
             raise ValueError(f"{path}: row {epoch + 1} has more cells than there are columns")
         for column, (epochs, values) in columns.items():
             not_evaluated = row[column] == "" and column not in losses
@@ -179,7 +166,7 @@ def run_labels(runs: list[Run]) -> list[str]:
 
 def report_style():
     """The look of every figure here, whatever matplotlibrc says: a context manager."""
-    return matplotlib.style.context(["default", STYLE])
+    return matplotlib.style.context(["default", Path(__file__).with_name("plot.mplstyle")])
 
 
 def curves_figure(runs: list[Run]) -> Figure:

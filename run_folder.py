@@ -40,6 +40,7 @@ from arguments import pick, plain, resolve, short_name
 from data import Interactions, Split, load
 from evaluation import METRICS
 from models import MultiTaskNet, OneRun, Structure
+from multitask import Options
 
 TAGS = {  # columns of history.csv -> TensorBoard's names, the report's for its five curves
     "factorization_loss": "training/Factorization Loss",
@@ -48,13 +49,14 @@ TAGS = {  # columns of history.csv -> TensorBoard's names, the report's for its 
 }
 CURVES = [name for name, metric in METRICS.items() if metric.tag]  # evaluated every epoch
 TAGS |= {name: METRICS[name].tag for name in CURVES}
+# TensorBoard opens the first two groups by name, eval and training: all else is named behind them.
 TAGS |= {f"val_{name}": METRICS[name].tag.replace("eval/", "validation/") for name in CURVES}
 TAGS |= {"weight_f": "weights/ranking", "weight_r": "weights/rating"}
-TAGS["norm_ratio"] = "gradients/norm of ranking over rating, of what is shared"
-TAGS["weighted_norm_ratio"] = "gradients/weighted norm of ranking over rating"
+TAGS["norm_ratio"] = "weights/gradient norm of ranking over rating, of what is shared"
+TAGS["weighted_norm_ratio"] = "weights/weighted gradient norm of ranking over rating"
 for _table in ("users", "items"):
-    TAGS[f"{_table}_cosine"] = f"gradients/{_table}, cosine of the tasks"
-    TAGS[f"{_table}_norm_ratio"] = f"gradients/{_table}, norm of ranking over rating"
+    TAGS[f"{_table}_cosine"] = f"weights/{_table}, cosine of the tasks' gradients"
+    TAGS[f"{_table}_norm_ratio"] = f"weights/{_table}, gradient norm of ranking over rating"
 OURS = ("config.json", "history.csv", "split.npz", "checkpoint.pt", "model.safetensors")
 OURS += ("result.json", "failed.json", "resume.pt", "curves.png", "curves.svg")
 
@@ -195,6 +197,21 @@ def told(run: dict) -> dict:
 # ---- writing -------------------------------------------------------------------------------
 
 
+FIRST = "lambda_f lambda_r loss lr seed shared_dims weighting".split()
+
+
+def hyperparameters(config: dict) -> dict:
+    """Of a config.json what TensorBoard's HParams tab tells of the run.
+
+    It shows five: those that differ between runs first, and then by name, hence the "with".
+    """
+    others = pick(Structure, config) | pick(Options, config)
+    others |= {name: config[name] for name in "data split validation select clip_ratings".split()}
+    others = {f"with {k}": v for k, v in others.items() if k not in FIRST}
+    shown = {name: config[name] for name in FIRST} | others
+    return {k: str(v) if isinstance(v, list) else v for k, v in shown.items()}
+
+
 class RunFolder:
     """One run's folder while it trains: its history, in history.csv and in TensorBoard.
 
@@ -256,14 +273,13 @@ class RunFolder:
         write_whole(self.folder / "model.safetensors", whole)
 
     def finish(self, result: dict, parameters: dict[str, torch.Tensor]) -> None:
-        """Write the parameters, the hyperparameters with their metrics, and last result.json."""
+        """Write the parameters, the hyperparameters for TensorBoard, and last result.json."""
         self.save_parameters(parameters)
-        scalars = {k: v for k, v in self.config.items() if isinstance(v, bool | int | float | str)}
-        metrics = {f"result/{name}": result[name] for name in ("mrr", "mse")}
-        for summary in hparams(scalars, metrics):
+        for summary in hparams(hyperparameters(self.config), {})[1:]:  # the first is of one run
             self.events.file_writer.add_summary(summary)
-        for name, value in metrics.items():
-            self.events.add_scalar(name, value, result["epoch"])
+        for name in ("mrr", "mse") if self.config["select"] else ():
+            tag = f"validation/the epoch it selects, {METRICS[name].tag}"
+            self.events.add_scalar(tag, result[name], result["epoch"])
         self.close()
         write_json(self.folder / "result.json", {**result, "run_id": self.run_id})
 

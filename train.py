@@ -10,6 +10,7 @@ stderr. Bad input ends in one line and exit code 2.
 """
 
 import ctypes
+import functools
 import json
 import math
 import os
@@ -28,7 +29,7 @@ from tqdm import tqdm
 import run_folder
 from arguments import pick, resolve
 from data import Interactions, Split, load, random_split, temporal_split
-from evaluation import Evaluator
+from evaluation import METRICS, Evaluator, baselines
 from models import MultiTaskNet, Structure
 from multitask import Options, Stack
 from run_folder import RunFolder, load_run
@@ -150,7 +151,12 @@ class Training:
         if self.data.n_items < 2:
             raise ValueError(f"{args['data']} has a single item: ranking needs at least 2")
         self.runs = run_folder.plan_runs(args)
-        self.splits = [make_split(args, self.data, run["seed"]) for run in self.runs]
+        # Runs of one split hold one object, whose baselines are computed once.
+        data, options = self.data, (args["clip_ratings"], args["eval_chunk"])
+        split = functools.cache(lambda seed: make_split(args, data, seed))
+        one = args["split"] == "temporal" or args["split_seed"] is not None
+        self.splits = [split(0 if one else run["seed"]) for run in self.runs]
+        self.baselines = functools.cache(lambda split: baselines(data, split, *options))
         self.stack = make_stack(args, self.data, self.runs, self.splits)
         self.test = make_evaluator(args, self.data, self.splits, "test", "train", "validation")
         self.validate = None
@@ -191,6 +197,9 @@ class Training:
     def train(self) -> list[dict]:
         """Train to the last epoch; the result of each run, in order."""
         epochs, failed = self.args["epochs"], self.state["failed"]
+        parts = vars(self.splits[0]).items()
+        sizes = ", ".join(f"{len(rows):,} {part}" for part, rows in parts if len(rows))
+        say(f"data: {self.data}; {self.args['split']} split: {sizes}")
         if self.epoch == 0:
             self.save()
         bar = tqdm(total=epochs, initial=self.epoch, unit="epoch", file=sys.stderr)
@@ -302,6 +311,7 @@ class Training:
         result = run | {k: v for k, v in best if k not in ("value", "parameters")}
         result |= {"epochs": self.epoch, "stack_size": len(self.runs)}
         result |= {name: self.state[name] for name in ("train_seconds", "eval_seconds")}
+        result |= {"baselines": self.baselines(self.splits[r])}
         result |= {"folder": str(folder.folder), "run_id": folder.run_id}
         folder.finish(result, self.returned(r))
         return result
@@ -310,27 +320,49 @@ class Training:
 # ---- the command ---------------------------------------------------------------------------
 
 
-def closing_table(results: list[dict]) -> str:
-    """Mean, standard deviation and 95% t-interval of the mean over the seeds of each setting."""
-    from scipy.special import stdtrit  # late: a quantile is all that is needed of SciPy
+# By a task's metric the weight that turns it off at 0, and its baselines, the one to beat last.
+TASKS = {"mrr": ("lambda_f", ["popularity"]), "mse": ("lambda_r", ["global_mean", "biases"])}
+ENOUGH = 4  # runs for an interval: of fewer it reaches over 2 standard deviations to each side
 
-    settings: dict[str, list[dict]] = {}
+
+def closing_table(results: list[dict]) -> str:
+    """A row for each setting, over its runs that stayed finite, and each baseline, over splits."""
+    rows: dict[str, list[dict]] = {}
     for x in results:
         label = f"{x['lambda_f']:>6g} {x['lambda_r']:>6g}" if x["weighting"] == "fixed" else None
-        settings.setdefault(label or x["weighting"], []).append(x)
-    lines = [f"{'λ_F':>6} {'λ_R':>6} {'runs':>5}   {'MRR':<32} MSE"]
-    for label, own in settings.items():
-        own, cells = [x for x in own if "mrr" in x], []
-        for name in ("mrr", "mse"):
-            values = np.array([result[name] for result in own])
-            if len(values) < 2:
-                cells.append("".join(f"{value:.4f}" for value in values))
-                continue
-            mean, sd = values.mean(), values.std(ddof=1)
-            half = stdtrit(len(values) - 1, 0.975) * sd / math.sqrt(len(values))
-            cells.append(f"{mean:.4f} ± {sd:.4f} [{mean - half:.4f}, {mean + half:.4f}]")
-        lines.append(f"{label:<13} {len(own):>5}   {cells[0]:<32} {cells[1]}")
+        rows.setdefault(label or x["weighting"], []).extend([x] if "error" not in x else [])
+    splits = {str(x["baselines"]): x["baselines"] for x in results if "baselines" in x}
+    for name, (_, methods) in TASKS.items():
+        for method in methods if splits else ():
+            own = [{name: levels[f"{method}_{name}"]} for levels in splits.values()]
+            rows[method.replace("_", " ")] = own
+    most = max(map(len, rows.values()))
+    note = " ± sd" * (most > 1) + " [95% t-interval]" * (most >= ENOUGH)
+    lines = [f"{'λ_F':>6} {'λ_R':>6} {'runs':>5}   {'MRR' + note:<33} MSE{note}"]
+    for label, own in rows.items():
+        mrr, mse = (cell(own, name) for name in TASKS)
+        lines.append(f"{label:<13} {len(own):>5}   {mrr:<33} {mse}".rstrip())
+    if "*" in "".join(lines):
+        told = "* no better than popularity, or biases, alone: --validation 0.05 --select, which "
+        lines.append(told + "returns the best epoch, or @recipes/best.txt may help")
     return "\n".join(lines)
+
+
+def cell(rows: list[dict], name: str) -> str:
+    """Mean, and of enough rows sd and t-interval; a star if a task that is trained has no gain."""
+    from scipy.special import stdtrit  # late: a quantile is all that is needed of SciPy
+
+    values, shown = np.array([x[name] for x in rows if name in x]), f".{METRICS[name].digits}f"
+    n, told = len(values), f"{values.mean():{shown}}" if len(values) else ""
+    if n > 1:
+        told += f" ± {values.std(ddof=1):{shown}}"
+    if n >= ENOUGH:
+        half = stdtrit(n - 1, 0.975) * values.std(ddof=1) / math.sqrt(n)
+        told += f" [{values.mean() - half:{shown}}, {values.mean() + half:{shown}}]"
+    weight, baseline = TASKS[name][0], f"{TASKS[name][1][-1]}_{name}"
+    trained = [x for x in rows if "baselines" in x and x[weight] != 0]
+    gain = sum(METRICS[name].better * (x[name] - x["baselines"][baseline]) for x in trained)
+    return f"{told}*" if trained and gain <= 0 else told
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -383,6 +415,8 @@ def command(argv: list[str]) -> int:
                 raise
             return fail(f"--deterministic: {args['device']} can't do it: {error}")
     say(closing_table(results))
+    runs = "the run is in" if len(results) == 1 else f"{len(results)} runs are in folders of"
+    say(f"{runs} {args['out']}: plot.py, recommend.py and tensorboard --logdir show them")
     for result in results:
         if "error" in result:
             fail(result["error"])

@@ -51,7 +51,7 @@ LOSSES = [
 
 def draw_command(rng: random.Random) -> list[str]:
     parts = [
-        "--embedding-dim 4 --hidden 4 --lr 0.01 --batch-size 64",
+        "--embedding-dim 4 --lr 0.01 --batch-size 64",
         f"--epochs {rng.randint(4, 25)} --checkpoint-every {rng.randint(1, 9)}",
         rng.choice(["--shared", "--separate", "--shared-dims 2"]),
         rng.choice(LOSSES),

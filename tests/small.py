@@ -32,6 +32,8 @@ EVERY_OPTION = (
 def run_train(words: str, folder: Path, data: Path) -> tuple[int, object, str]:
     """Exit code, last line of stdout as JSON and stderr of train.py, started in a folder."""
     base = "" if "--resume" in words else f"--data {data} {BASE} "
+    if "--rating-head" in words:  # not all have hidden units
+        base = base.replace("--hidden 8 ", "")
     out, err = io.StringIO(), io.StringIO()
     with contextlib.chdir(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:

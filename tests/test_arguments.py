@@ -13,6 +13,7 @@ import arguments
 from arguments import Command, resolve
 from models import Structure
 from multitask import Options
+from run_folder import plan_runs
 
 ROOT = Path(arguments.__file__).parent
 BAD = """
@@ -52,6 +53,11 @@ BAD = """
 --leave-one-out --user-history          | --leave-one-out needs
 --average                               | unknown argument '--average'
 --history-dropout 0.5                   | unknown argument '--history-dropout'
+--learning-rate 1                       | '--learning-rate': did you mean --lr?
+--patience=3                            | did you mean --select?
+--batch 64                              | did you mean --batch-by or --batch-size?
+--hidden 32 --rating-head dot           | --hidden has no effect on --rating-head dot
+--seeds 0-                              | '0-'
 --rating-head both                      | --rating-head: invalid choice: 'both'
 """
 
@@ -61,6 +67,25 @@ def test_bad_input_is_one_line_exit_code_2_and_nothing_written(command, line):
     words, named = (part.strip() for part in line.split(" | "))
     assert named in refused(command, words)
     assert not list(Path().iterdir())
+
+
+def test_an_unknown_flag_that_is_near_none_gets_no_hint(command):
+    for word in "momentum clip-gradients test-size val-split dot workers e rating-model".split():
+        assert refused(command, f"--{word} 1").endswith(f"unknown argument '--{word}'\n")
+
+
+def test_help_shows_a_dozen_flags_and_help_all_every_one(capsys):
+    shown = {}
+    for word in ("--help", "--help-all"):
+        with pytest.raises(SystemExit, match="0"):
+            resolve([word])
+        shown[word] = re.findall(
+            r"^  (?:-h, |--seed SEEDS, )?(--[a-z-]+)", capsys.readouterr().out, re.M
+        )
+    few, every = shown.values()
+    assert 12 <= len(few) <= 18 and {"--data", "--lambda-f", "--seeds", "--out"} <= set(few)
+    actions = arguments.build_parser()._actions
+    assert sorted(every) == sorted(action.option_strings[-1] for action in actions)
 
 
 @pytest.mark.parametrize("options", [Structure, Options, Command])
@@ -113,7 +138,28 @@ def test_long_settings_that_differ_have_folders_that_differ():
     more = ([], ["--ensemble", "4"], ["--ranking-dropout", "0.1"], ["--data", "日" * 70])
     names = [resolve([*recipe, *each])["out"] for each in more]
     assert len(set(names)) == len(names)
-    assert all(len(Path(name).name.encode()) <= 200 for name in names)
+    assert all(len(Path(name).name) <= 40 for name in names)
+
+
+@pytest.mark.parametrize(
+    "words, out",
+    [
+        ("--shared", "shared_f0.99-r0.01_seed0"),
+        ("--shared --seeds 0-9", "shared_seed0-9"),
+        ("--weighting mgda --seeds 0-9", "shared_mgda_seed0-9"),
+        (
+            "--separate --lambda-f 0.99 0.5 --lambda-r 0.01 0.5 --seeds 0-9",
+            "separate_f0.99--1f73c2",
+        ),
+    ],
+)
+def test_a_run_is_called_by_40_letters_in_tensorboard(words, out):
+    args = resolve(words.split())
+    assert args["out"] == f"runs/{out}"
+    assert all(len(str(run["folder"])) <= len("runs/") + 40 for run in plan_runs(args))
+    args["lambda_f"] = [1 / 3] * len(args["lambda_f"])  # told in full
+    args["lambda_r"] = [2 / 3] * len(args["lambda_r"])
+    assert all(len(run["name"]) <= 40 for run in plan_runs(args))
 
 
 def test_a_folder_called_ml_100k_is_not_taken_for_the_data(monkeypatch, tmp_path):

@@ -353,3 +353,8 @@ def test_baselines_are_those_of_loops_and_of_the_normal_equations(planted, clip)
     for name, p in zip(("global_mean_mse", "biases_mse"), predicted, strict=True):
         expected[name] = np.mean((p - ratings[test]) ** 2)
     assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_metrics_tag_begins_with_eval_or_its_validation_curve_would_be_the_same():
+    with pytest.raises(ValueError, match="tag is 'Hits'"):
+        Metric(None, tag="Hits")

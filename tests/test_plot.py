@@ -170,13 +170,25 @@ def test_two_processes_write_the_same_svg_and_nothing_else_and_train_nothing(tmp
     assert sorted(new) == sorted(["a", "b", "c"] + 2 * ["curves.png", "curves.svg"])
 
 
-SPOILT = [  # file, what it holds instead (None: it is gone; a pair: an edit), what the error names
+GIVEN = [  # arguments in a folder that holds `run`, `file` and `empty`, what the error names
+    ("", "RUN"),
+    ("run --ou out", "--ou"),
+    ("gone", "gone: no such folder"),
+    ("run file", "file: no such folder"),
+    ("empty", "empty: not a run folder"),
+    ("run --out file", "file: is a file"),
+    ("run --out file/below", "below"),
+    ("two\nlines", "two lines"),
+]
+SPOILT = [  # file of a run, what it holds instead (None: it is gone; a pair: an edit), the error
     (HISTORY, None, HISTORY),
     ("config.json", None, "config.json: missing"),
     ("result.json", None, "result.json: missing"),
     ("config.json", b"{,", "config.json: damaged"),
     ("config.json", b"[1]", "config.json: damaged (a list"),
+    ("config.json", b"[" * 100_000, "config.json: damaged"),
     ("result.json", b'{"epochs": 9}', "4 of 9 epochs"),
+    (HISTORY, b"x" * 200_000, "history.csv: damaged (field larger"),
     (HISTORY, HEADER.encode(), "history.csv: unfinished, 0 of 4"),
     (HISTORY, b"", "history.csv: column epoch"),
     (HISTORY, b"\xff\x00", "history.csv: damaged"),
@@ -187,33 +199,20 @@ SPOILT = [  # file, what it holds instead (None: it is gone; a pair: an edit), w
     (HISTORY, ("0.4,0.1", "0.4,0.1,7"), "history.csv: row 1"),
     (HISTORY, ("\n1,", "\n0,"), "history.csv: column epoch, row 2: '0'"),
 ]
-BAD = [  # arguments in a folder that holds `run`, `file` and `empty`, what the error names
-    ("", "RUN"),
-    ("run --ou out", "--ou"),
-    ("gone", "gone: no such folder"),
-    ("run file", "file: no such folder"),
-    ("empty", "empty: not a run folder"),
-    ("run --out file", "file: is a file"),
-    ("run --out file/below", "below"),
-    ("two\nlines", "two lines"),
-]
-FOLDER = "."  # a stack, whose unfinished run must not be passed over
+# A stack, ".", whose unfinished run must not be passed over.
+BAD = [(words, None, None, named) for words, named in GIVEN]
+BAD += [("run bad" if content else ".", name, content, named) for name, content, named in SPOILT]
 
 
-@pytest.mark.parametrize(
-    "arguments, spoilt, named",
-    [(words, None, named) for words, named in BAD]
-    + [("run bad" if spoilt[1] else FOLDER, spoilt[:2], spoilt[2]) for spoilt in SPOILT],
-)
+@pytest.mark.parametrize("arguments, name, content, named", BAD)
 def test_bad_input_exits_2_with_one_line_that_names_it_and_writes_nothing(
-    tmp_path, monkeypatch, capsys, arguments, spoilt, named
+    tmp_path, monkeypatch, capsys, arguments, name, content, named
 ):
     monkeypatch.chdir(tmp_path)
     write_run(Path("run"))
     Path("file").write_text("")
     Path("empty").mkdir()
-    if spoilt:
-        name, content = spoilt
+    if name:
         path = write_run(Path("bad")) / name
         if isinstance(content, tuple):
             assert content[0] in path.read_text()

@@ -348,3 +348,89 @@ def test_a_stack_that_overrides_losses_trains_by_it_and_its_gradients_are_measur
         assert column("run", name) == pytest.approx(tripled, rel=1e-4)
     torch.testing.assert_close(parameters("run"), parameters("plain"), atol=1e-6, rtol=1e-5)
     assert result["mrr"] == pytest.approx(recomputed("run")["mrr"], rel=1e-6)
+
+
+# ---- what is told --------------------------------------------------------------------------
+
+
+def test_a_command_tells_its_data_its_baselines_computed_once_a_split_and_its_folder(
+    command, planted, monkeypatch
+):
+    computed = []
+
+    def counted(*args):
+        computed.append(args)
+        return evaluation.baselines(*args)
+
+    monkeypatch.setattr(train, "baselines", counted)
+    words = "--epochs 1 --validation 0.1 --clip-ratings --weighting fixed dwa"
+    for seeds, splits in (("--seeds 0-2", 3), ("--seeds 0-2 --split-seed 7", 1)):
+        _, results, err = command(f"{words} {seeds} --overwrite")
+        assert len(results) == 6 and len(computed) == splits
+        for result in results:
+            split = train.load_run(result["folder"]).split
+            assert result["baselines"] == evaluation.baselines(planted, split, clip_ratings=True)
+            whole = json.loads((Path(result["folder"]) / "result.json").read_text())
+            assert whole["baselines"] == result["baselines"]
+        for row, key in (("popularity", "popularity_mrr"), ("global mean", "global_mean_mse")):
+            values = {result["baselines"][key] for result in results}
+            told = [line for line in err.splitlines() if line.startswith(f"{row:<13} {splits:>5}")]
+            assert len(told) == 1 and f"{np.mean([*values]):.4f}" in told[0]
+        data = "data: 'ratings.csv': 4,000 ratings (1 to 5) by 120 users of 150 items, 22.22% of"
+        data += " all pairs; random split: 3,400 train, 400 validation, 200 test"
+        assert data in err.splitlines()
+        assert err.splitlines()[-1].startswith("6 runs are in folders of run: plot.py")
+        computed.clear()
+    assert command("--epochs 1 --out one")[2].splitlines()[-1].startswith("the run is in one: ")
+
+
+LEVELS = {"popularity_mrr": 0.1, "global_mean_mse": 1.2, "biases_mse": 0.9}
+
+
+@pytest.mark.parametrize(
+    "weights, metrics, stars",
+    [
+        ((0.9, 0.1), [(0.2, 0.8)], ""),
+        ((0.9, 0.1), [(0.1, 0.8)], "mrr"),
+        ((0.9, 0.1), [(0.2, 1.0)], "mse"),
+        ((0.9, 0.1), [(0.2, 0.7), (0.05, 1.0)], ""),  # better in the mean
+        ((0.9, 0.1), [(0.1, 0.7), (0.05, 1.2)], "mrr mse"),
+        ((1.0, 0.0), [(0.05, 1.0)], "mrr"),
+        ((0.0, 1.0), [(0.05, 1.0)], "mse"),
+        ((None, None), [(0.05, 1.0)], "mrr mse"),
+    ],
+)
+def test_a_trained_task_no_better_than_its_baseline_is_starred_with_what_to_try(
+    weights, metrics, stars
+):
+    setting = dict(zip(("lambda_f", "lambda_r"), weights, strict=True), baselines=LEVELS)
+    setting["weighting"] = "mgda" if weights[0] is None else "fixed"
+    results = [setting | {"mrr": mrr, "mse": mse} for mrr, mse in metrics]
+    table = train.closing_table(results).splitlines()
+    _, *cells = table[1][13:].replace(" ± ", "±").split()  # runs, MRR, MSE
+    pairs = zip(("mrr", "mse"), cells, strict=True)
+    assert " ".join(name for name, cell in pairs if "*" in cell) == stars
+    assert ("--validation 0.05 --select" in table[-1]) == ("*" in table[-1]) == bool(stars)
+    rows = [line.split() for line in table[2:5]]
+    assert rows == [
+        ["popularity", "1", "0.1000"],
+        ["global", "mean", "1", "1.2000"],
+        ["biases", "1", "0.9000"],
+    ]
+
+
+def test_an_interval_is_labelled_and_given_from_four_runs_on():
+    setting = {"weighting": "fixed", "lambda_f": 1.0, "lambda_r": 0.5}
+    for n, label in ((1, ""), (2, " ± sd"), (3, " ± sd"), (4, " ± sd [95% t-interval]")):
+        results = [setting | {"mrr": 1.0 + k, "mse": 2.0} for k in range(n)]
+        header, row = train.closing_table(results).splitlines()
+        assert header.endswith(f" MSE{label}") and f"MRR{label} " in header
+        assert ("±" in row) == (n > 1) and ("[" in row) == (n > 3)
+
+
+def test_the_metrics_of_an_epoch_that_is_selected_are_among_tensorboards(finished):
+    folder, result = finished("--epochs 25 --lr 0.05 --validation 0.1 --select")
+    for name, tag in (("mrr", "eval/Mean Reciprocal Rank"), ("mse", "eval/MSE")):
+        assert scalars(folder)[f"validation/the epoch it selects, {tag}"] == [
+            (result["epoch"], pytest.approx(result[name], rel=1e-6))
+        ]
