@@ -11,6 +11,7 @@ A named data set is one entry of `DATASETS`; it is fetched on first use and kept
 `$MULTITASK_DATA`, by default the user's cache folder.
 """
 
+import csv
 import hashlib
 import os
 import shutil
@@ -244,9 +245,9 @@ class Source:
     label: str
     address: str
     file_name: str  # in the cache folder
-    known_hash: str  # algorithm:digest
+    known_hash: str | None  # algorithm:digest, where it is published
     ratings: str  # the member with a table as `load` reads it
-    titles: str  # the member with lines of item, title and, if it likes, year
+    titles: str | None = None  # the member with lines of item, title and, if it likes, year
     header: bytes = b""  # of the ratings, where the member has none
     titles_in: tuple[str, str] = ("\t", "utf-8")  # separator and encoding
     downloader: Callable = pooch.HTTPDownloader(timeout=5, progressbar=True)
@@ -261,18 +262,24 @@ class Dataset:
     about: str  # reference and licence, said when it is downloaded
 
 
+def _grouplens(name: str, known_hash: str | None, ratings: str, titles: str, **how) -> Source:
+    address, file_name = "https://files.grouplens.org/datasets/movielens/", f"{name}.zip"
+    return Source("GroupLens", address + file_name, file_name, known_hash, ratings, titles, **how)
+
+
+MOVIELENS = "MovieLens is GroupLens' (Harper and Konstan, ACM TiiS 5(4), 2015, "
+MOVIELENS += "https://doi.org/10.1145/2827872); its licence "
+
 DATASETS = {
     "ml-100k": Dataset(
         sha256="6cfffb52c89b05fbc3afb75f6912eeda04c81c2add0dc58e773a0ef6c8adb160",
         sources=(
-            Source(
-                "GroupLens",
-                "https://files.grouplens.org/datasets/movielens/ml-100k.zip",
-                "ml-100k.zip",
+            _grouplens(
+                "ml-100k",
                 "md5:0e33842e24a9c977be4e0107933c0723",
-                ratings="ml-100k/u.data",
+                "ml-100k/u.data",
+                "ml-100k/u.item",
                 header=b"user\titem\trating\ttimestamp\n",
-                titles="ml-100k/u.item",
                 titles_in=("|", "latin-1"),
             ),
             Source(
@@ -285,9 +292,35 @@ DATASETS = {
                 downloader=_pip,
             ),
         ),
-        about="MovieLens 100K is GroupLens' (Harper and Konstan, ACM TiiS 5(4), 2015, "
-        "https://doi.org/10.1145/2827872); its licence forbids redistribution",
-    )
+        about=MOVIELENS + "forbids redistribution",
+    ),
+    "ml-latest-small": Dataset(
+        sha256="24d50ac01a51dac1b87885bcab73be6b7b7f5d5dec04f0fe34a9de971881a3bd",
+        sources=(
+            _grouplens(
+                "ml-latest-small",
+                None,
+                "ml-latest-small/ratings.csv",
+                "ml-latest-small/movies.csv",
+                titles_in=(",", "utf-8"),
+            ),
+        ),
+        about=MOVIELENS + "lets redistribute under the same licence",
+    ),
+    "filmtrust": Dataset(
+        sha256="79d5b5f39676627f98ad8e8b5ff36d5c009e6e2a025ddda450d909bc99590355",
+        sources=(
+            Source(
+                "LibRec",
+                "https://guoguibing.github.io/librec/datasets/filmtrust.zip",
+                "filmtrust.zip",
+                None,
+                ratings="ratings.txt",
+                header=b"user,item,rating\n",
+            ),
+        ),
+        about="FilmTrust is Guo, Zhang and Yorke-Smith's (IJCAI 2013): cite their paper",
+    ),
 }
 LARGEST_MEMBER = 2**30  # bytes; members are read in memory, never unpacked
 BROKEN = (OSError, ValueError, KeyError, RuntimeError, EOFError)  # what a source may run into
@@ -318,6 +351,8 @@ def _load_named(name: str) -> Interactions:
         except BROKEN as error:
             damaged = f"{path} is damaged, " if here else ""
             failures.append(f"{damaged}{source.label}: {one_line(error)}")
+            if not (here or source.known_hash):
+                path.unlink(missing_ok=True)  # nothing else checked what was downloaded
         else:
             say(f"{name} served by {path}" + ("" if here else f"; {dataset.about}"))
             return data
@@ -334,17 +369,22 @@ def _title(title: str = "", year: str = "", *_: str) -> str:
 
 
 def _read_archive(name: str, source: Source, path: Path) -> Interactions:
+    members, texts = [source.ratings] + [source.titles] * bool(source.titles), []
     with zipfile.ZipFile(path) as archive:
-        for member in (source.ratings, source.titles):
+        for member in members:
             size = archive.getinfo(member).file_size
             found = f"{member} unpacks to {size:,} bytes"
             require(size <= LARGEST_MEMBER, found, f"at most {LARGEST_MEMBER:,}")
-        ratings, titles = archive.read(source.ratings), archive.read(source.titles)
-    columns = read_table(source.header + ratings, source.ratings)
-    separator, encoding = source.titles_in
-    lines = titles.decode(encoding).split("\n")
-    by_item = {item: _title(*cells) for item, *cells in (x.split(separator) for x in lines)}
-    columns["item_titles"] = np.array([by_item.get(str(k), "") for k in columns["item_labels"]])
+            texts.append(archive.read(member))
+    ratings = source.header + (texts[0].replace(b" ", b",") if source.header else texts[0])
+    columns = {"item_titles": None, **read_table(ratings, source.ratings)}
+    if source.titles:
+        separator, encoding = source.titles_in
+        quoting = csv.QUOTE_MINIMAL if separator == "," else csv.QUOTE_NONE
+        lines = texts[1].decode(encoding).splitlines()
+        rows = csv.reader(lines, delimiter=separator, quoting=quoting)
+        by_item = {item: _title(*cells) for item, *cells in rows}
+        columns["item_titles"] = np.array([by_item.get(str(k), "") for k in columns["item_labels"]])
     data = Interactions(**columns, name=name)
     sha256, expected = hashlib.sha256(canonical_rows(data)).hexdigest(), DATASETS[name].sha256
     require(sha256 == expected, f"other rows than {name}'s: SHA-256 {sha256}", expected)
