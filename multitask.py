@@ -20,6 +20,7 @@ Shapes: R runs, B interactions of a batch, U users of a batch, n training intera
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -561,7 +562,13 @@ class Stack:
         totals = torch.zeros(3, len(self.seeds), 2, device=self.device)
         total, weighted, weights_total = totals.unbind(0)  # of L, w·L and w
         weighting.epoch_start(epoch, self.steps)
-        for k, batch in enumerate(self.batches(epoch)):
+        batches = self.batches(epoch)
+        if self.written_out:
+            first = gradients.ahead(self, batches)
+            batches = chain(first, batches)
+            if not gradients.proved(self, first):
+                self.written_out, self.captured = False, None
+        for k, batch in enumerate(batches):
             if k == 0:
                 if self.options.log_gradients or (weighting.moves and not weighting.apart):
                     self._draw_from("measured dropout", epoch)
