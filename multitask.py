@@ -107,7 +107,8 @@ def regression_loss(predicted: Tensor, ratings: Tensor, real: Tensor | None = No
 class OverCatalogue(NamedTuple):
     """Marks a factorization loss that sees the scores of all items, and samples no negatives.
 
-    ``loss(scores, item_ids, place, real)`` as softmax_loss takes them.
+    Called as ``loss(scores, item_ids, place, real)``, as softmax_loss takes them: by interaction
+    ``place`` is None, and ``real`` where nothing is padding.
     """
 
     loss: Callable[..., Tensor]
@@ -426,7 +427,8 @@ class Stack:
             factorization, q = loss(*scores), rows[0]
         else:
             scores = net.scores_of_all(u_f, net.ranking_window(net.catalogue()))
-            factorization, q = loss.loss(scores, batch.items), net.item_rows(batch.items)
+            factorization = loss.loss(scores, batch.items, batch.place, batch.real)
+            q = net.item_rows(batch.items)
         rated = [self.dropped(net.rating_window(x), options.rating_dropout) for x in (u, q)]
         predicted = net.rating(batch.users, batch.items, *rated)
         return factorization, regression_loss(predicted, batch.ratings)
