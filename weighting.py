@@ -465,9 +465,8 @@ class Weightings:
         # Whether the tasks' gradients are needed apart: else one weighted sum of the losses serves.
         self.weighs_own = any(method.weights_own for method in self.methods)
         self.split = any(method.per_task_moments for method in self.methods)
-        self.apart = self.split or any(
-            method.needs_gram or not method.weights_own for method in self.methods
-        )
+        apart = [m.per_task_moments or m.needs_gram or not m.weights_own for m in self.methods]
+        self.apart, self.takes_apart = any(apart), torch.tensor(apart, device=self.shared.device)
 
     def __call__(self, losses: Tensor, gram: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Once a step: (R, 2) and (R, 2, 2) -> weights of shared and of own parameters, (R, 2).
