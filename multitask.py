@@ -628,12 +628,20 @@ class Stack:
     # ---- what is stored of it
 
     def broken_tables(self) -> list[str | None]:
-        """Of each run the name of its first parameter with a non-finite value, or None."""
+        """Of each run the first parameter, or state of the optimizer, that isn't finite, or None.
+
+        A gradient above 1e19 has an infinite square: its parameter then stands still.
+        """
         broken: list[str | None] = [None] * len(self.seeds)
-        for name, parameter in self.net.named_parameters():
-            finite = parameter.detach().flatten(1).isfinite().all(1)
-            for r in (~finite).nonzero().flatten().tolist():
-                broken[r] = broken[r] or name
+        flats = {"": self.memory.values}
+        for moment, state in self.optimizer.state.items():
+            if state.dim():
+                flats[f"{self.options.optimizer}'s {moment} of "] = state
+        for told, flat in flats.items():
+            for name, part in zip(self.memory.names, self.memory.views(flat), strict=True):
+                finite = part.flatten(1).isfinite().all(1)
+                for r in (~finite).nonzero().flatten().tolist():
+                    broken[r] = broken[r] or told + name
         return broken
 
     def state_dict(self) -> dict[str, Tensor | bool | None]:
