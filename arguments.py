@@ -256,8 +256,9 @@ def resolve(argv: list[str], description: str = "") -> dict:
     methods = [METHODS[name] for name, _ in methods]
     if args["compile"] and any(method.needs_gram or not method.weights_own for method in methods):
         raise ValueError("--compile takes the losses together: no weighting by gradients")
-    if (0, 0) in pairs:
-        raise ValueError("--lambda-f 0 with --lambda-r 0 leaves no loss: one must be above 0")
+    if none := [pair for pair in pairs if max(pair) < 2**-126]:  # what is below is 0 in training
+        told = "--lambda-f {:g} with --lambda-r {:g} leaves no loss".format(*none[0])
+        raise ValueError(f"{told}: one must be above 1.2e-38, in float32")
     if len(set(pairs)) < len(pairs):
         raise ValueError("--lambda-f and --lambda-r name a pair of weights twice: give it once")
     if args["select"] and not args["validation"]:

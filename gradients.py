@@ -2,21 +2,29 @@
 
 At these sizes autograd's bookkeeping costs more than the arithmetic (results/bench.jsonl has the
 share). What trains is `Stack.losses` and MultiTaskNet: this is a copy of both, for one case, and
-steps in their place only in a run that has proved it equal to them. So it need not be known to
-change them: a copy that no longer fits them is put aside, in one line on stderr.
+steps in their place only while it is proved equal to them, at the start and once an epoch. So it
+need not be known to change them: a copy that doesn't fit them is put aside for the rest of the run,
+in one line on stderr.
 
 Shapes: R runs, B batch, W row width, D_F and D_R the widths of the two windows (see models.py).
 """
 
+import copy
 import sys
+from collections.abc import Iterator
+from itertools import compress, islice
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
 from models import MLP, MultiTaskNet
+from optimizers import Flat
 
-TOLERANCE = 1e-5  # of each table's largest gradient
+TOLERANCE = 1e-8  # of each table's largest gradient
+FLOOR = 1e-12  # of a gradient per unit of weight: 1 − σ of a large margin is a rounded number
+LEAST = 256  # interactions compared: of so many some margins are small
 
 
 def covers(stack) -> bool:
@@ -24,6 +32,7 @@ def covers(stack) -> bool:
     options, structure = stack.options, stack.net.structure
     return (
         options.loss in ("sigmoid", "bpr")
+        and options.pairwise
         and isinstance(stack.net.rating_head, MLP)
         and options.batch_by == "interaction"
         and not (structure.user_history or structure.item_history or options.compile)
@@ -32,40 +41,45 @@ def covers(stack) -> bool:
     )
 
 
-def proved(stack) -> bool:
-    """Whether the step below has the losses and gradients of `Stack.losses`, here and now.
+def ahead(stack, batches: Iterator) -> list:
+    """As many batches as the comparison takes, of which one is too small."""
+    return [*islice(batches, -(-LEAST // stack.options.batch_size))]
 
-    Compared are a full batch and one of the last one's size, at the initial parameters and at
-    random ones: initial biases are zero and margins near zero, where a hinge looks like its linear
-    part and a penalty like nothing. Leaves the parameters as they were.
+
+def proved(stack, batches: list | None = None) -> bool:
+    """Whether the step below has the losses and gradients of `Stack.losses`: one line if not.
+
+    With batches, the first of an epoch: on them, as the parameters are. Without, before the first
+    epoch: at the initial parameters, where biases are zero and margins near it, and at random ones
+    with margins up to about 6, 24 and 60, where a hinge is no line and a penalty isn't zero; there
+    also on all of the first batch, on one of the last one's size, and on every user and item.
+
+    All in float64, on a copy: rounding is no difference, and nothing of the stack changes.
     """
     if not covers(stack):
         return False
-    memory, options = stack.memory, stack.options
-    initial, first = memory.values.clone(), next(iter(stack.batches(0)))
-    if first.place is not None or first.real is not None:
-        return False
-    short = stack.train.shape[1] % options.batch_size
-    batches = [first] + [type(first)(*(x[:, :short] for x in first[:4]))] * bool(short)
-    stream = torch.Generator().manual_seed(0)
-    problem = None
     try:
-        for values in (None, "random"):
-            if values:
-                for parameter in memory.parameters:  # margins and biases of about 1
-                    draw = torch.randn(parameter.shape, generator=stream)
-                    parameter.data.copy_(draw / parameter.shape[-1] ** 0.25)
-            for batch in batches:
-                problem = problem or differs(stack, batch)
-    finally:
-        memory.values.copy_(initial)
-    # What was overridden may be equal now and differ later, say by the epoch.
+        first = batches or ahead(stack, stack.batches(0))
+        some = joined(first, max(LEAST, stack.train.shape[1] // 256))  # about 2% of an epoch
+        twin = copy.copy(stack)
+        twin.net = copy.deepcopy(stack.net).double()
+        twin.memory = Flat(twin.net)
+        problem, stream = differs(twin, some), torch.Generator().manual_seed(0)
+        for scale in () if batches else (1, 2, 10**0.5):  # margins are of two parameters
+            for parameter in twin.memory.parameters:
+                draw = torch.randn(parameter.shape, generator=stream)
+                parameter.data.copy_(draw * (scale / parameter.shape[-1] ** 0.25))
+            for batch in [*probes(stack, first[0]), some] if scale == 1 else [some]:
+                problem = problem or differs(twin, batch)
+    except Exception as error:  # if it is the model's own, training will meet it too
+        problem = f"what it raises, {type(error).__name__},"
+    # What was overridden may be equal now and differ later.
     if type(stack).losses.__module__ != "multitask" or "losses" in vars(stack):
         problem = problem or "Stack.losses"
-    if type(stack.net) is not MultiTaskNet:
+    if type(stack.net) is not MultiTaskNet or type(stack.net.rating_head) is not MLP:
         problem = problem or "MultiTaskNet"
     if problem:
-        print(
+        tqdm.write(
             f"the model or its losses are not those of gradients.py ({problem} differs): "
             "training by autograd, which is slower",
             file=sys.stderr,
@@ -73,31 +87,47 @@ def proved(stack) -> bool:
     return not problem
 
 
-def differs(stack, batch) -> str | None:
+def joined(batches: list, size: int):
+    """The first interactions of some batches, as one."""
+    columns = zip(*batches, strict=True)
+    return type(batches[0])(*(x[0] if x[0] is None else torch.cat(x, 1)[:, :size] for x in columns))
+
+
+def probes(stack, first) -> list:
+    """The first batch, one of the last one's size, and batches with every user and every item."""
+    net, size = stack.net, stack.options.batch_size
+    ids = torch.arange(max(net.n_users, net.n_items), device=stack.device)
+    columns = [ids % net.n_users, ids % net.n_items, stack.ratings[ids % len(stack.ratings)]]
+    columns.append(columns[1].flip(0))
+    parts = [x.expand(len(first.items), -1).split(max(size, 2048), 1) for x in columns]
+    every = [type(first)(*part) for part in zip(*parts, strict=True)]
+    short = stack.train.shape[1] % size
+    return [first, *[joined([first], short)] * bool(short), *every]
+
+
+def differs(twin, batch) -> str | None:
     """The first loss or table whose values on a batch aren't autograd's, or None."""
-    found, weights = [], stack.weighting.state_dict()
-    before = {name: tensor.clone() for name, tensor in weights.items()}
-    for stack.written_out in (False, True):
-        stack._draw_from("dropout", 0)  # for losses of a subclass that drop out
-        try:
-            losses, *_ = stack.fill_gradients(batch)
-        except Exception as error:
-            if not stack.written_out:
-                raise  # the model's own
-            stack.written_out = None
-            return f"raising {type(error).__name__}, the copy"
-        gradients = stack.memory.views(stack.memory.grads.clone())
-        found.append([*losses.T, *(gradient.flatten(1) for gradient in gradients)])
-        stack.weighting.load_state_dict(before)  # nor does a method move by it
-    stack.written_out = None
-    names = ["the factorization loss", "the regression loss"]
-    names += [f"the gradient of {name}" for name, _ in stack.net.named_parameters()]
-    for name, expected, ours in zip(names, *found, strict=True):
-        expected, ours = expected.view(len(expected), -1), ours.view(len(ours), -1)
-        largest = expected.abs().amax(1)
-        if not ((ours - expected).abs().amax(1) <= TOLERANCE * largest).all():  # NaN isn't
-            return name
-    return None
+    found, weighting, memory = [], twin.weighting, twin.memory
+    for twin.written_out in (False, True):
+        twin.weighting = copy.deepcopy(weighting)
+        twin._draw_from("dropout", 0)  # for losses of a subclass that drop out
+        made = twin.fill_gradients(batch)
+        found.append((made.losses, memory.grads.clone()))
+    twin.weighting = weighting
+
+    def largest(losses, grads):  # (2 + tables, R)
+        return torch.stack([*losses.abs().T, *(x.flatten(1).amax(1) for x in memory.views(grads))])
+
+    (losses, grads), (our_losses, ours) = found
+    difference = largest(our_losses - losses, ours.sub_(grads).abs_())
+    bound = TOLERANCE * largest(losses, grads.abs_())
+    bound[2:] += FLOOR * made.weights.amax(1)
+    # A run that is no longer finite can't be told.
+    finite = [x.flatten(1).sum(1).isfinite() for x in memory.views(memory.values)]
+    wrong = torch.stack(finite).all(0) & ~(difference <= bound)  # NaN is wrong
+    names = [f"the gradient of {name}" for name in memory.names]
+    names = ["the factorization loss", "the regression loss", *names]
+    return next(compress(names, wrong.any(1).tolist()), None)
 
 
 @torch.no_grad()
@@ -144,7 +174,7 @@ def pairwise_step(stack, batch) -> tuple[Tensor, Tensor, Tensor | None]:
 
     # One weight a task, now; or where the tasks are kept apart, both at the end.
     (shared, own), apart = stack.weighting.by_losses(losses), stack.weighting.apart
-    weights = torch.ones_like(shared) if apart else shared
+    weights = torch.ones_like(losses) if apart else shared.to(losses)
     slope = slope * (weights[:, :1] / size)  # ∂L/∂d, (R, B)
     error = error * (weights[:, 1:] * (2 / size))  # ∂L/∂r̂, (R, B)
 
@@ -210,14 +240,15 @@ def add_rows(table: Tensor, ids: Tensor, rows: Tensor) -> None:
 class CapturedStep:
     """A stack's step as one launch of a CUDA graph: captured at its first full batch, replayed.
 
-    Batches of another size step one operation at a time. Rate and draws have to be fixed.
+    Batches of another size, or at another learning rate than the captured one, step one operation
+    at a time. Draws have to be fixed.
     """
 
     def __init__(self, stack):
-        self.stack, self.graph = stack, None
+        self.stack, self.graph, self.lr = stack, None, stack.optimizer.lr
 
     def __call__(self, batch):
-        if batch.size != self.stack.options.batch_size:
+        if batch.size != self.stack.options.batch_size or self.stack.optimizer.lr != self.lr:
             return self.stack.step(batch)
         if self.graph is None:
             self._capture(batch)

@@ -20,6 +20,7 @@ Shapes: R runs, B interactions of a batch, U users of a batch, n training intera
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -106,7 +107,8 @@ def regression_loss(predicted: Tensor, ratings: Tensor, real: Tensor | None = No
 class OverCatalogue(NamedTuple):
     """Marks a factorization loss that sees the scores of all items, and samples no negatives.
 
-    ``loss(scores, item_ids, place, real)`` as softmax_loss takes them.
+    Called as ``loss(scores, item_ids, place, real)``, as softmax_loss takes them: by interaction
+    ``place`` is None, and ``real`` where nothing is padding.
     """
 
     loss: Callable[..., Tensor]
@@ -425,7 +427,8 @@ class Stack:
             factorization, q = loss(*scores), rows[0]
         else:
             scores = net.scores_of_all(u_f, net.ranking_window(net.catalogue()))
-            factorization, q = loss.loss(scores, batch.items), net.item_rows(batch.items)
+            factorization = loss.loss(scores, batch.items, batch.place, batch.real)
+            q = net.item_rows(batch.items)
         rated = [self.dropped(net.rating_window(x), options.rating_dropout) for x in (u, q)]
         predicted = net.rating(batch.users, batch.items, *rated)
         return factorization, regression_loss(predicted, batch.ratings)
@@ -549,25 +552,31 @@ class Stack:
         """Train each run once on all its interactions; what there is to log, (R,) each, on the CPU.
 
         Losses are means over the epoch's interactions, of the parameters as they stood at each
-        step, the joint loss by each step's weights. Nothing waits for the device before the end of
-        the epoch. Where weights move, their means are told as well. Norm ratios, and with
-        ``log_gradients`` cosines, are of the first batch; of all steps in the geometric mean where
-        the stack takes the tasks' gradients apart.
+        step, the joint loss by each step's weights. Where weights move, their means are told as
+        well. Norm ratios of a run whose method takes the tasks' gradients apart are of all its
+        steps, in the geometric mean; those of other runs, and with ``log_gradients`` cosines, of
+        the first batch, whatever is in the stack beside them. But for the check of gradients.py
+        nothing waits for the device before the end of the epoch.
         """
         if self.written_out is None:
             self.prepare()
         self.net.train()
-        weighting, measured, kept = self.weighting, {}, []  # Gram matrices and their weights
+        weighting, measured, kept = self.weighting, {}, []  # of each step: Gram matrix, weights
         totals = torch.zeros(3, len(self.seeds), 2, device=self.device)
         total, weighted, weights_total = totals.unbind(0)  # of L, w·L and w
         weighting.epoch_start(epoch, self.steps)
-        for k, batch in enumerate(self.batches(epoch)):
+        batches = self.batches(epoch)
+        if self.written_out:
+            first = gradients.ahead(self, batches)
+            batches = chain(first, batches)
+            if not gradients.proved(self, first):
+                self.written_out, self.captured = False, None
+        for k, batch in enumerate(batches):
             if k == 0:
-                if self.options.log_gradients or (weighting.moves and not weighting.apart):
+                asked = weighting.moves or weighting.apart
+                if self.options.log_gradients or (asked and not weighting.takes_apart.all()):
                     self._draw_from("measured dropout", epoch)
-                    measured, gram = self.measure_gradients(batch)
-                    if not weighting.apart:  # else each step keeps its own
-                        kept.append((gram, weighting.shared))
+                    measured, gram_of_first = self.measure_gradients(batch)
                 self._draw_from("dropout", epoch)
             if self.options.schedule == "cosine":
                 done = (epoch + k / self.steps) / self.options.epochs
@@ -583,17 +592,17 @@ class Stack:
         means = total / self.train.shape[1]
         weighting.epoch_end(epoch, means)
         joint = weighted / self.train.shape[1] if weighting.moves else weighting.shared * means
-        mean_weights = weights_total / self.steps
+        mean_weights = weights_total / self.steps if weighting.moves else weighting.shared
         logged = {"factorization_loss": means[:, 0], "regression_loss": means[:, 1]}
         logged["joint_loss"] = joint.sum(1)
         if weighting.moves:
             logged |= {"weight_f": mean_weights[:, 0], "weight_r": mean_weights[:, 1]}
-        if kept:
-            grams, pairs = (torch.stack(each) for each in zip(*kept, strict=True))
-            if weighting.moves and not weighting.apart:  # of the first batch
-                pairs = mean_weights
-            norms, weighted_norms = norm_ratios(grams, pairs).mean(0).exp().unbind(1)
-            logged |= {"norm_ratio": norms, "weighted_norm_ratio": weighted_norms}
+        if kept or measured:
+            ratios = norm_ratios(gram_of_first, mean_weights) if measured else 0.0
+            if kept:
+                of_steps = norm_ratios(*(torch.stack(x) for x in zip(*kept, strict=True))).mean(0)
+                ratios = torch.where(weighting.takes_apart[:, None], of_steps, ratios)
+            logged["norm_ratio"], logged["weighted_norm_ratio"] = ratios.exp().unbind(1)
         return {name: values.cpu() for name, values in (logged | measured).items()}
 
     def _draw_from(self, purpose: str, epoch: int) -> None:
@@ -619,12 +628,20 @@ class Stack:
     # ---- what is stored of it
 
     def broken_tables(self) -> list[str | None]:
-        """Of each run the name of its first parameter with a non-finite value, or None."""
+        """Of each run the first parameter, or state of the optimizer, that isn't finite, or None.
+
+        A gradient above 1e19 has an infinite square: its parameter then stands still.
+        """
         broken: list[str | None] = [None] * len(self.seeds)
-        for name, parameter in self.net.named_parameters():
-            finite = parameter.detach().flatten(1).isfinite().all(1)
-            for r in (~finite).nonzero().flatten().tolist():
-                broken[r] = broken[r] or name
+        flats = {"": self.memory.values}
+        for moment, state in self.optimizer.state.items():
+            if state.dim():
+                flats[f"{self.options.optimizer}'s {moment} of "] = state
+        for told, flat in flats.items():
+            for name, part in zip(self.memory.names, self.memory.views(flat), strict=True):
+                finite = part.flatten(1).isfinite().all(1)
+                for r in (~finite).nonzero().flatten().tolist():
+                    broken[r] = broken[r] or told + name
         return broken
 
     def state_dict(self) -> dict[str, Tensor | bool | None]:

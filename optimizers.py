@@ -5,6 +5,7 @@ one tensor and all gradients in another: one fill clears them, one call updates 
 """
 
 from collections.abc import Sequence
+from itertools import compress
 
 import torch
 from torch import Tensor, nn
@@ -45,10 +46,18 @@ class Flat:
         return [views[name][..., columns] for name, columns in self.columns.items()]
 
     def gradients(self, loss: Tensor) -> Tensor:
-        """The gradient of a loss in all parameters, (P,); the graph is kept for the other task."""
-        parts = torch.autograd.grad(loss, self.parameters, retain_graph=True, allow_unused=True)
-        pairs = zip(parts, self.parameters, strict=True)
-        return torch.cat([(p.new_zeros(p.shape) if g is None else g).flatten() for g, p in pairs])
+        """The gradient of a loss in all parameters, (P,), zero where one is frozen.
+
+        The graph is kept for the other task.
+        """
+        flat = torch.zeros_like(self.values)
+        if loss.requires_grad:
+            wanted = [parameter.requires_grad for parameter in self.parameters]
+            inputs, kept = compress(self.parameters, wanted), dict(retain_graph=True)
+            parts = torch.autograd.grad(loss, list(inputs), materialize_grads=True, **kept)
+            for view, part in zip(compress(self.views(flat), wanted), parts, strict=True):
+                view.copy_(part)
+        return flat
 
     def gram(self, ranking: Tensor, rating: Tensor) -> Tensor:
         """[[g_F·g_F, g_F·g_R], [g_F·g_R, g_R·g_R]] of what the tasks share: (R, 2, 2)."""
@@ -190,5 +199,8 @@ def decay_by_column(net: nn.Module, ranking: float, common: float, rating: float
 
 def make_optimizer(name: str, net: nn.Module, memory: Flat, lr: float, decay: Sequence[float]):
     """An optimizer of OPTIMIZERS; one weight decay is of all parameters, three of the columns."""
+    frozen = [name for name, parameter in net.named_parameters() if not parameter.requires_grad]
+    if frozen and any(decay):
+        raise ValueError(f"{frozen[0]} is frozen: --weight-decay would move it, go without")
     decay = decay[0] if len(decay) == 1 else decay_by_column(net, *decay)
     return OPTIMIZERS[name](memory, lr, decay)

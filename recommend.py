@@ -92,7 +92,7 @@ def fit_user(net: MultiTaskNet, items: Tensor, ratings: Tensor, config: dict) ->
         user = torch.zeros_like(catalogue)
         scores, predicted = functional_call(net, x, (user, catalogue))  # (M, n_items) each
         if isinstance(loss, OverCatalogue):
-            factorization = loss.loss(scores[:, None], own, torch.zeros_like(own))
+            factorization = loss.loss(scores[:, None], own, torch.zeros_like(own), None)
         else:
             pairs = torch.broadcast_tensors(scores[:, items, None], scores[:, None, negatives])
             factorization = loss(*pairs).mean(-1)

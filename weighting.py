@@ -465,20 +465,14 @@ class Weightings:
         # Whether the tasks' gradients are needed apart: else one weighted sum of the losses serves.
         self.weighs_own = any(method.weights_own for method in self.methods)
         self.split = any(method.per_task_moments for method in self.methods)
-        self.apart = self.split or any(
-            method.needs_gram or not method.weights_own for method in self.methods
-        )
-
-    def __call__(self, losses: Tensor, gram: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Once a step: (R, 2) and (R, 2, 2) -> weights of shared and of own parameters, (R, 2).
-
-        The Gram matrices of runs that don't need one are not read.
-        """
-        shared, own = self.by_losses(losses)
-        return self.by_gradients(shared, losses, gram), own
+        apart = [m.per_task_moments or m.needs_gram or not m.weights_own for m in self.methods]
+        self.apart, self.takes_apart = any(apart), torch.tensor(apart, device=self.shared.device)
 
     def by_losses(self, losses: Tensor) -> tuple[Tensor, Tensor]:
-        """The call's first half: all but the shared weights of gradient methods, which are 1."""
+        """Once a step, (R, 2) -> weights of shared and of own parameters, (R, 2).
+
+        The shared weights of gradient methods are 1 as yet.
+        """
         shared, own = self.shared, self.own
         for group, index in self.groups:
             if not group.needs_gram:
@@ -487,7 +481,10 @@ class Weightings:
         return shared, own
 
     def by_gradients(self, shared: Tensor, losses: Tensor, gram: Tensor | None) -> Tensor:
-        """Its second half: the shared weights from the first, with those of gradient methods."""
+        """Then, with Gram matrices (R, 2, 2): all shared weights, from the first ones.
+
+        The Gram matrices of runs that don't need one are not read.
+        """
         for group, index in self.groups:
             if group.needs_gram:
                 weights, _ = group(rows(losses, index), rows(gram, index))

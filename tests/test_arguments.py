@@ -20,6 +20,8 @@ BAD = """
 --data ml-99k                           | ml-99k
 --lambda-f -1                           | '-1' must be a number at least 0
 --lambda-f 0 --lambda-r 0               | --lambda-f 0 with --lambda-r 0
+--lambda-f 1e-300 --lambda-r 0          | --lambda-f 1e-300 with --lambda-r 0 leaves no loss
+--lambda-f 1 9e-39 --lambda-r 1 9e-39   | --lambda-f 9e-39 with --lambda-r 9e-39 leaves no loss
 --lambda-f nan                          | 'nan'
 --lambda-f 1 2                          | --lambda-f has 2 values and --lambda-r 1
 --epochs 0                              | '0' must be an integer at least 1

@@ -37,6 +37,12 @@ def gram_of(gradients: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(gradients @ gradients.swapaxes(1, 2))
 
 
+def weigh(runs: Weightings, losses, gram=None) -> tuple[torch.Tensor, torch.Tensor]:
+    """A step's weights of shared and of own parameters, (R, 2) each."""
+    shared, own = runs.by_losses(losses)
+    return runs.by_gradients(shared, losses, gram), own
+
+
 def make(text: str, runs: int, **data) -> Weighting:
     name, settings = parse(text)
     return METHODS[name](range(runs), "cpu", **settings, **data)
@@ -273,7 +279,7 @@ def test_famo_descends_by_how_much_the_log_losses_fell():
     before, after = some_losses(40), some_losses(41)[1:] * 0.97
     runs, found = Weightings(["gls", "famo:decay=0.01"], [0, 0], "cpu"), []
     for x, y in zip(before, after, strict=True):
-        found.append(runs(x.expand(2, 2))[0][1:])
+        found.append(weigh(runs, x.expand(2, 2))[0][1:])
         runs.after(y.expand(2, 2))
     fell = (before.log() - after.log())[:, 0]
     s = learned(lambda s, x: s.softmax(0) @ x, fell, 0.0, lr=0.025, weight_decay=0.01)
@@ -317,7 +323,7 @@ def test_rlw_draws_each_step_from_the_runs_own_stream():
     losses, gram = torch.ones(4, 2), torch.eye(2).expand(4, 2, 2)
     for epoch in (0, 4):
         runs.epoch_start(epoch, 6)
-        found = torch.stack([runs(losses, gram)[0][1:3] for _ in range(6)], 1)
+        found = torch.stack([weigh(runs, losses, gram)[0][1:3] for _ in range(6)], 1)
         for seed, own in zip((7, 5), found, strict=True):
             drawn = torch.randn(6, 2, generator=random_stream(seed, "weights", epoch))
             torch.testing.assert_close(own, drawn.softmax(1))
@@ -404,7 +410,7 @@ def epoch_of_weights(runs: Weightings, which, epoch: int) -> torch.Tensor:
         gradients = torch.randn(len(RUNS), 2, 5, generator=stream)
         gram = torch.bmm(gradients, gradients.transpose(1, 2))
         gram[[not method.needs_gram for method in make_runs().methods]] = torch.nan
-        found.append(torch.stack(runs(losses[which], gram[which])))
+        found.append(torch.stack(weigh(runs, losses[which], gram[which])))
         runs.after(after[which])
     runs.epoch_end(epoch, torch.rand(len(RUNS), 2, generator=stream)[which] + 0.1)
     return torch.stack(found)
@@ -460,7 +466,7 @@ def test_who_gets_what():
 
 def test_a_stack_of_fixed_weights_computes_nothing():
     runs = Weightings(["fixed"] * 3, [0, 1, 2], "cpu", [[1, 0], [0.99, 0.01], [0.5, 0.5]])
-    first, second = runs(None), runs(None)
+    first, second = weigh(runs, None), weigh(runs, None)
     assert all(x is y for x, y in zip(first, second, strict=True))
     assert not (runs.apart or runs.needs_after or runs.groups or runs.state_dict() or runs.moves)
     assert torch.equal(first[0], torch.tensor([[1, 0], [0.99, 0.01], [0.5, 0.5]]))
@@ -472,7 +478,7 @@ def test_no_method_waits_for_the_device():
     for epoch in range(2):
         runs.epoch_start(epoch, 3)
         losses = torch.rand(n, 2, device="meta")
-        found = runs(losses, torch.rand(n, 2, 2, device="meta"))
+        found = weigh(runs, losses, torch.rand(n, 2, 2, device="meta"))
         assert [tuple(x.shape) for x in found] == [(n, 2), (n, 2)]
         runs.after(losses)
         runs.epoch_end(epoch, losses)
@@ -520,7 +526,8 @@ def test_a_method_is_one_class():
 
     try:
         runs = Weightings(["best-first", "gls"], [0, 1], "cpu")
-        assert runs(torch.tensor([[0.1, 0.2], [1.0, 1.0]]))[0].tolist() == [[1, 0], [0.5, 0.5]]
+        losses = torch.tensor([[0.1, 0.2], [1.0, 1.0]])
+        assert weigh(runs, losses)[0].tolist() == [[1, 0], [0.5, 0.5]]
     finally:
         del METHODS["best-first"]
 
