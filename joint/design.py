@@ -41,6 +41,7 @@ def label(name: str) -> str:
     """What the documents call an arm or a specialist."""
     if name == "ensemble":
         return f"ensemble of {MEMBERS}"
+    name = "ours" if name == "best" else name
     return SEARCHES[name].label if name in SEARCHES else name
 
 
