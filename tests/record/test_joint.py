@@ -2,6 +2,7 @@
 
 import json
 from itertools import product
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -9,6 +10,7 @@ import pytest
 from scipy import stats
 
 from arguments import pick, resolve
+from data import DATASETS
 from joint import baselines, design, recipe, tune
 from joint.design import ARMS, METRICS, PLANNED, ROOT, SPECIALISTS, TARGETS, TEMPORAL, label
 from joint.report import documents
@@ -141,6 +143,8 @@ def recorded_line(method, source, apart, settings, first, folds) -> dict:
 @pytest.mark.parametrize("method", ["ours", *baselines.TUNABLE])
 def test_a_search_goes_on_and_ends_with_the_settings_in_use(method, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(tune, "trial", recorded_line)
+    ml_100k = Mock(sha256=DATASETS["ml-100k"].sha256)
+    monkeypatch.setattr(tune, "loaded", lambda source: ml_100k)
     monkeypatch.setattr(baselines, "missing", lambda *names: None)
     name = "tuning" if method == "ours" else "baselines_tuning"
     lines = records.read(ROOT / f"results/{name}.jsonl")
