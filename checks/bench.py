@@ -102,11 +102,7 @@ class PlainLoop:
 
 
 class TorchJDLoop(PlainLoop):
-    """The same with an aggregator of the gradients in the tables, which both tasks share."""
-
-    def __init__(self, aggregator, *data_rows_and_batch_size):
-        super().__init__(*data_rows_and_batch_size)
-        self.aggregator = aggregator
+    """The same with an ``aggregator`` of the gradients in the tables, which both tasks share."""
 
     def backward(self, losses, shared):
         from torchjd import aggregation, autojac
@@ -216,15 +212,15 @@ def torchjd(rounds: int) -> dict:
     data, steps, loops = load("ml-100k"), 64, {}
     rows = random_split(data, 0).train[: steps * 256]
     for name, aggregator in theirs.items():
-        loops[f"{name} torchjd"] = TorchJDLoop(aggregator, data, rows, 256)
+        loops[f"{name} torchjd"] = TorchJDLoop(data, rows, 256)
+        loops[f"{name} torchjd"].aggregator = aggregator
         for runs in (1, 16):
             loops[f"{name} R={runs}"] = StackLoop(data, rows, runs, weighting=name)
     seconds = in_turn(loops, rounds)
-    medians = {x: statistics.median(taken) / steps for x, taken in seconds.items()}
     pairs = {name: (seconds[f"{name} R=16"], seconds[f"{name} torchjd"]) for name in theirs}
     return {
         "peers": {name: importlib.metadata.version(name) for name in PEERS},
-        "milliseconds": {name: 1000 * median for name, median in medians.items()},
+        "milliseconds": {x: statistics.median(s) / steps * 1000 for x, s in seconds.items()},
         "ratio_to_torchjd": {name: median_ratio(*pair) for name, pair in pairs.items()},
     }
 

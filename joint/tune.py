@@ -8,17 +8,14 @@
 A trial trains settings of a space in searches.toml on folds inside split 0's training part, ours as
 one stack. Its value is the mean over the folds of log MRR − log MSE on their validation parts, of a
 specialist the term of its task: no test row is looked at. A trial has the most folds with which
-enough trials fit into the minutes; the first trials are then tried on as many folds again, and the
-first of those on the most folds is chosen. Beside the sampler's trials, of our model also the
-settings in use on ml-100k, recipes/best.txt, are one.
+enough trials fit into the minutes. The best trials are then tried on as many folds again, and the
+best of those on the most folds is chosen. The recipe in use, recipes/best.txt, is a trial of ours.
 
 Every trial is a line of OUT/tuning.jsonl, or of a specialist OUT/baselines_tuning.jsonl. The
-sampler asks for the same trials every time, and those that stand there are taken from there:
-stopped at any moment, the same command goes on where it was, with the minutes that are left.
-
-On record are the searches on ml-100k, of `trials` settings. Lines that the sampler didn't ask for
-count as trials too: of our model's 22 made by hand, a region beside the sampler's, of lower
-learning rates and more steps, and six finalists, the first by their margins over EASE and myFM.
+sampler asks for the same every time, and lines are taken from there: stopped at any moment, the
+same command goes on where it was, with the minutes that are left. Lines it didn't ask for count as
+trials too: on record, on ml-100k, of ours 22 made by hand, of lower learning rates and more steps
+than the space has, and six finalists, the best by their margins over EASE and myFM.
 """
 
 import json
@@ -41,7 +38,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 import train
 from arguments import Parser, number, resolve
-from data import DATASETS, Interactions, Split, load, random_split, validation_folds
+from data import DATASETS, Split, load, random_split, validation_folds
 from joint import baselines
 from joint.design import METRICS, SEARCHES, recipe
 from run_folder import write_whole
@@ -50,6 +47,7 @@ from study import records
 PARTS, ENOUGH, MOST = 8, 20, 1000  # validation parts there are; trials: enough, at most
 BUDGET = dict(folds=[4, 2, 1], startup=10, at_once=2, finalists=6)  # in place of those on record
 loaded = cache(load)  # once a process
+name_of = partial(json.dumps, sort_keys=True)  # settings, as keys of lines
 
 
 # ---- a trial -------------------------------------------------------------------------------
@@ -66,31 +64,25 @@ def told(method: str, settings: dict) -> dict | str:
     return " ".join(SEARCHES["ours"].arguments.format(**words).split())
 
 
-def fit(args: dict, data, seeds, parts) -> train.Stack:
-    """Train a stack for all its epochs, a run for each seed and part of the data."""
-    weights = dict(lambda_f=args["lambda_f"][0], lambda_r=args["lambda_r"][0])
-    stack = train.make_stack(args, data, [dict(seed=seed, **weights) for seed in seeds], parts)
-    for epoch in range(args["epochs"]):
-        stack.run_epoch(epoch)
-    return stack
-
-
-def parts_of(data: Interactions, apart: float) -> list[Split]:
-    """The folds: their validation parts have 5% of the rows each, and none of the share apart."""
-    split, size = random_split(data, 0, apart), len(random_split(data, 0).test)
-    return validation_folds(Split(split.train, split.validation, split.test[:size]), PARTS)
-
-
 def trial(method: str, source: str, apart: float, settings, first: int, folds: int) -> dict:
-    """Train settings on folds, from the first, and validate; what a line says of it."""
-    data, start = loaded(source), time.perf_counter()
-    seeds, parts = range(first, first + folds), parts_of(data, apart)[first : first + folds]
+    """Train settings on folds, from the first, and validate; what a line says of it.
+
+    A fold's validation part has 5% of the rows; none holds a row of the share that is apart.
+    """
+    data, start, seeds = loaded(source), time.perf_counter(), range(first, first + folds)
+    split, size = random_split(data, 0, apart), len(random_split(data, 0).test)
+    split = Split(split.train, split.validation, split.test[:size])
+    parts = validation_folds(split, PARTS)[first : first + folds]
     if method == "ours":
         line, args = {"experiment": "tuning", "arguments": settings}, resolve(shlex.split(settings))
+        weights = dict(lambda_f=args["lambda_f"][0], lambda_r=args["lambda_r"][0])
         train.set_machine(args)
-        before = time.process_time()
-        stack = fit(args, data, seeds, parts)
+        before, wall = time.process_time(), time.perf_counter()
+        stack = train.make_stack(args, data, [dict(seed=seed, **weights) for seed in seeds], parts)
+        for epoch in range(args["epochs"]):
+            stack.run_epoch(epoch)
         line["cpu_seconds_a_fold"] = (time.process_time() - before) / folds
+        line["fit_seconds"] = [(time.perf_counter() - wall) / folds] * folds
         metrics = train.make_evaluator(args, data, parts, "validation", "train")(stack.net)
     else:
         torch.set_num_threads(1)
@@ -123,10 +115,6 @@ def value(line: dict) -> float:
     own = {name: line[name] for name in METRICS if line[name][0] is not None}
     terms = [METRICS[name] * np.log(values).mean() for name, values in own.items()]
     return float(sum(terms)) if terms else -math.inf
-
-
-def name_of(settings: dict | str) -> str:
-    return json.dumps(settings, sort_keys=True)
 
 
 def key(line: dict) -> tuple:
@@ -197,8 +185,8 @@ class Search:
                 raise ValueError(f"--minutes {plan.minutes:g}: the first trials take {least:.2g}")
         if each := self.seconds(1):
             trials = min(plan.trials, plan.minutes * 60 // each)
-            told = f"about {trials:.0f} trials on {self.folds} validation part(s)"
-            say(f"{method} on {source}: {told} in {trials * each / 60:.0f} minutes")
+            told = f"{trials:.0f} trials on {self.folds} validation part(s)"
+            train.say(f"{method} on {source}: about {told} in {trials * each / 60:.0f} minutes")
 
     def lines_of(self, asked: list, first: int = 0) -> list[dict]:
         """The lines of settings on the folds from the first; those that are lacking are made."""
@@ -208,7 +196,7 @@ class Search:
         for which, line in zip(lacking, self.pool.map(make, lacking.values()), strict=True):
             self.lines[which] = line
             records.append(self.path, [line])
-            say(f"{value(line):.4f} {which[0]}")
+            train.say(f"{value(line):.4f} {which[0]}")
         return [self.lines[which] for which in names]
 
     def run(self) -> list[dict]:
@@ -241,33 +229,27 @@ class Search:
         return [*self.lines.values()]
 
 
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def write_recipe(path: Path, source: str, best: dict) -> None:
     """The settings chosen as a file of arguments."""
-    mrr, mse = (fmean(best[name]) for name in METRICS)
-    text = f"# Chosen by joint.tune: MRR {mrr:.4f}, MSE {mse:.4f} on {len(best['mrr'])} validation "
-    text += f"part(s), all inside the training part of seed 0.\n--data {shlex.quote(source)}\n"
-    text += textwrap.fill(best["arguments"], 98, break_on_hyphens=False) + "\n"
+    got = " and ".join(f"{name.upper()} {fmean(best[name]):.4f}" for name in METRICS)
+    text = f"# Chosen by {got} on validation parts inside the training part of seed 0.\n"
+    arguments = textwrap.fill(best["arguments"], 98, break_on_hyphens=False)
+    text += f"--data {shlex.quote(source)}\n{arguments}\n"
     write_whole(path, text.encode())
-    say(f"python train.py @{path}")
+    train.say(f"python train.py @{path}")
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m joint.tune", description=__doc__)
     methods, add = ["ours", *baselines.TUNABLE], parser.add_argument
     add("--data", default="ml-100k", help="a named data set, or a ratings file (ml-100k)")
-    add("--method", choices=methods, default="ours", help="whose settings (ours): %(choices)s")
+    add("--method", choices=methods, default="ours", help="whose (ours): %(choices)s")
     add("--minutes", type=number(float, 0), help="of wall time, in all")
     add("--trials", type=number(int, 1), help="of the sampler, at most")
     add("--workers", type=number(int, 1), default=2, help="worker processes, a thread each (2)")
     apart = "share of the ratings that the search never sees (0.05: split 0's test part)"
     add("--apart", type=number(float, 0.05, 0.5), default=0.05, help=apart)
-    add(
-        "--out", type=Path, default=Path("runs/tune"), help="folder of lines and recipe (runs/tune)"
-    )
+    add("--out", type=Path, default=Path("runs/tune"), help="folder of its files (runs/tune)")
     options = parser.parse_args(argv)
     method, on_record = options.method, not (options.minutes or options.trials)
     if on_record and options.data != "ml-100k":
@@ -275,9 +257,7 @@ def main(argv: list[str] | None = None) -> int:
     if method != "ours" and (reason := baselines.missing(method)):
         parser.error(reason)
     plan = SimpleNamespace(**vars(SEARCHES[method]), minutes=options.minutes or math.inf, also=[])
-    if on_record:
-        plan.folds = [plan.folds]
-    else:
+    if not on_record:
         vars(plan).update(BUDGET, trials=options.trials or MOST)
         plan.also = [" ".join(recipe())] if method == "ours" else []
     try:
@@ -289,7 +269,7 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         parser.error(str(error))
     except KeyboardInterrupt:
-        say("stopped: the same command goes on")
+        train.say("stopped: the same command goes on")
         return 130
     print(json.dumps(best))
     return 0

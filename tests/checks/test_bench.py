@@ -26,11 +26,11 @@ def test_torchjds_step_trains_the_same_model_and_is_skipped_in_one_line(
         capsys.readouterr().err == "skipped: requirements-peers.txt has no_such_module, not here\n"
     )
     aggregation = pytest.importorskip("torchjd.aggregation")
-    weights = aggregation.Constant(torch.tensor([0.99, 0.01]))
-    tables = []
-    for kind, *given in ((bench.PlainLoop,), (bench.TorchJDLoop, weights)):
+    weights, tables = aggregation.Constant(torch.tensor([0.99, 0.01])), []
+    for kind in (bench.PlainLoop, bench.TorchJDLoop):
         torch.manual_seed(0)
-        loop = kind(*given, planted, np.arange(256), 256)
+        loop = kind(planted, np.arange(256), 256)
+        loop.aggregator = weights
         loop()
         tables.append([loop.tables[0].weight, loop.tables[2].weight])
     for own, other in zip(*tables, strict=True):
