@@ -243,12 +243,12 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m joint.tune", description=__doc__)
     methods, add = ["ours", *baselines.TUNABLE], parser.add_argument
     add("--data", default="ml-100k", help="a named data set, or a ratings file (ml-100k)")
-    add("--method", choices=methods, default="ours", help="whose (ours): %(choices)s")
+    add("--method", choices=methods, default="ours", help="(ours) %(choices)s")
     add("--minutes", type=number(float, 0), help="of wall time, in all")
     add("--trials", type=number(int, 1), help="of the sampler, at most")
     add("--workers", type=number(int, 1), default=2, help="worker processes, a thread each (2)")
-    apart = "share of the ratings that the search never sees (0.05: split 0's test part)"
-    add("--apart", type=number(float, 0.05, 0.5), default=0.05, help=apart)
+    share = number(float, 0.05, 0.5)
+    add("--apart", type=share, default=0.05, help="share of ratings it never sees (0.05)")
     add("--out", type=Path, default=Path("runs/tune"), help="folder of its files (runs/tune)")
     options = parser.parse_args(argv)
     method, on_record = options.method, not (options.minutes or options.trials)

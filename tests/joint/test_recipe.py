@@ -25,6 +25,26 @@ CHANGED = {
 }
 
 
+def test_cost_is_measured_in_turn_after_the_arms_where_the_specialists_are(monkeypatch, tmp_path):
+    asked = []
+
+    def trial(method, source, apart, settings, first, folds):
+        asked.append((method, settings))
+        return {"fit_seconds": [float(len(asked))]}
+
+    monkeypatch.setattr(recipe, "trial", trial)
+    monkeypatch.setattr(recipe, "run_stacks", lambda *given: True)
+    monkeypatch.setattr(baselines, "missing", lambda *names: "no myfm")
+    arguments = ["--out", str(tmp_path / "recipe.jsonl")]
+    assert recipe.main(arguments) == 0 and asked == []
+    monkeypatch.setattr(baselines, "missing", lambda *names: None)
+    assert recipe.main(arguments) == recipe.main(arguments) == 0  # the second measures nothing
+    (line,) = records.read(tmp_path / "recipe.jsonl")
+    assert line["seconds"] == {"joint": [1, 4, 7], "ease": [2, 5, 8], "fm-implicit": [3, 6, 9]}
+    assert resolve(asked[0][1].split()) == resolve(["@recipes/best.txt"])
+    assert asked[1] == ("ease", {"ridge": 247.0})
+
+
 def test_the_plan_trains_every_arm_once_on_five_splits_and_no_two_alike():
     assert list(ARGS) == PLANNED == [name for name in ARMS if not ARMS[name].on_record]
     args = [resolve(stack["arguments"]) for stack in PLAN]
