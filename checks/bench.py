@@ -2,6 +2,7 @@
 
     python -m checks.bench               # ratios to the plain loop, one thread, minutes
     python -m checks.bench --scaling     # cost against runs, batch size and interactions
+    python -m checks.bench --torchjd     # task weighting beside TorchJD's, if it is installed
     python -m checks.bench --device cuda # 40 runs x 200 epochs on a GPU
 
 Everything compared is measured in turn in one process, and ratios are medians of paired epochs:
@@ -12,6 +13,8 @@ would take at the rates measured just before.
 """
 
 import datetime
+import importlib.metadata
+import importlib.util
 import json
 import math
 import platform
@@ -40,6 +43,7 @@ from multitask import Stack
 
 DIM, HIDDEN = 32, 64
 WEIGHTINGS = ("gls", "uw", "famo", "mgda", "nash-mtl", "cagrad", "gradnorm")
+PEERS = ("torchjd", "cvxpy", "ecos", "quadprog")  # TorchJD and what its aggregators solve with
 LARGE = 138_493, 26_744, 20_000_000  # users, items, interactions: as many as MovieLens 20M
 
 
@@ -88,11 +92,25 @@ class PlainLoop:
             margin = self.score(u, users, q, items) - self.score(u, users, n, others)
             predicted = self.head(torch.cat([u, q, u * q], 1)).squeeze(1)
             regression = F.mse_loss(predicted, self.ratings[rows])
-            loss = 0.99 * (1 - torch.sigmoid(margin)).mean() + 0.01 * regression
             self.optimizer.zero_grad()
-            loss.backward()
+            self.backward([(1 - torch.sigmoid(margin)).mean(), regression], [u, q, n])
             self.optimizer.step()
         return time.perf_counter() - start
+
+    def backward(self, losses, shared):
+        (0.99 * losses[0] + 0.01 * losses[1]).backward()
+
+
+class TorchJDLoop(PlainLoop):
+    """The same with an ``aggregator`` of the gradients in the tables, which both tasks share."""
+
+    def backward(self, losses, shared):
+        from torchjd import aggregation, autojac
+
+        by_gram = isinstance(self.aggregator, aggregation.GramianWeightedAggregator)
+        autojac.mtl_backward(losses, shared, parallel_chunk_size=1)  # both options: the fastest
+        tables = self.tables[0].weight, self.tables[2].weight
+        autojac.jac_to_grad(tables, self.aggregator, optimize_gramian_computation=by_gram)
 
 
 class StackLoop:
@@ -149,7 +167,7 @@ def floor_seconds(data, n_rows: int, batch_size: int = 256) -> dict:
     return {"gflops": flops_per_second / 1e9, "gbytes": bytes_per_second / 1e9, "seconds": seconds}
 
 
-# ---- the three records ---------------------------------------------------------------------
+# ---- the records ---------------------------------------------------------------------
 
 
 def ratios(rounds: int) -> dict:
@@ -183,6 +201,27 @@ def ratios(rounds: int) -> dict:
         "floor": floor,
         "ratio_to_floor": {x: median(seconds[x]) / floor["seconds"] for x in ("R=1", "R=16")},
         "samples_per_second_at_4096": {x: len(split.train) / median(at_4096[x]) for x in large},
+    }
+
+
+def torchjd(rounds: int) -> dict:
+    """A run's step with weights by the gradients: TorchJD's, and ours alone and in a stack."""
+    from torchjd.aggregation import MGDA, CAGrad, NashMTL, UPGrad
+
+    theirs = {"mgda": MGDA(), "nash-mtl": NashMTL(2), "upgrad": UPGrad(), "cagrad": CAGrad(0.5)}
+    data, steps, loops = load("ml-100k"), 64, {}
+    rows = random_split(data, 0).train[: steps * 256]
+    for name, aggregator in theirs.items():
+        loops[f"{name} torchjd"] = TorchJDLoop(data, rows, 256)
+        loops[f"{name} torchjd"].aggregator = aggregator
+        for runs in (1, 16):
+            loops[f"{name} R={runs}"] = StackLoop(data, rows, runs, weighting=name)
+    seconds = in_turn(loops, rounds)
+    pairs = {name: (seconds[f"{name} R=16"], seconds[f"{name} torchjd"]) for name in theirs}
+    return {
+        "peers": {name: importlib.metadata.version(name) for name in PEERS},
+        "milliseconds": {x: statistics.median(s) / steps * 1000 for x, s in seconds.items()},
+        "ratio_to_torchjd": {name: median_ratio(*pair) for name, pair in pairs.items()},
     }
 
 
@@ -261,6 +300,7 @@ def main(argv: list[str] | None = None) -> int:
     cuda = [f"cuda:{k}" for k in range(torch.cuda.device_count())]
     devices, add = ["cpu", *["cuda"] * bool(cuda), *cuda], parser.add_argument
     add("--scaling", action="store_true", help="cost against work")
+    add("--torchjd", action="store_true", help="task weighting beside TorchJD's")
     add("--rounds", type=number(int, 1), default=7, help="paired epochs (7)")
     add("--device", default="cpu", choices=devices, help="cpu or cuda (cpu)")
     add("--out", type=Path, default=Path("results/bench.jsonl"), help="records")
@@ -271,10 +311,13 @@ def main(argv: list[str] | None = None) -> int:
         args.out.open("a").close()  # a place that can't be written to is told now
     except OSError as error:
         parser.error(f"--out {args.out}: {error.strerror}")
+    if args.torchjd and (absent := [x for x in PEERS if not importlib.util.find_spec(x)]):
+        print(f"skipped: requirements-peers.txt has {absent[0]}, not here", file=sys.stderr)
+        return 0
     if args.device != "cpu":
         line = record("gpu", args.device, on_gpu(args.device))
     else:
-        measured = scaling if args.scaling else ratios
+        measured = torchjd if args.torchjd else scaling if args.scaling else ratios
         line = record(measured.__name__, "cpu", measured(args.rounds))
     for name, value in line.items():
         print(f"{name:28} {value}", file=sys.stderr)

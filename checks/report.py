@@ -32,7 +32,8 @@ def records_text(results: Path) -> dict[str, str]:
     large, whole = sizes["20000000"], sizes["20_000_000, evaluated"]
     told = {"run": json.loads(line), "line": line, "ratios": ratios, "large": large, "whole": whole}
     told["counts"] = {k: n for each in read(results / "reliability.jsonl") for k, n in each.items()}
-    told["hardware"] = ", ".join(sorted({record["hardware"] for record in bench.values()}))
+    hardware = {bench[kind]["hardware"] for kind in ("ratios", "scaling")}
+    told |= {"hardware": ", ".join(sorted(hardware)), "torchjd": bench["torchjd"]}
     told["millions"] = {k: n / 1e6 for k, n in ratios["samples_per_second_at_4096"].items()}
     told["growth"] = large["seconds_per_million"] / sizes["1000000"]["seconds_per_million"]
     told["gib"] = whole["peak_mib"] / 1024

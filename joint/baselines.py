@@ -3,15 +3,13 @@
     python -m joint.baselines                                # every method, splits 0 to 4
     python -m joint.baselines --methods ease als --splits 0  # some methods, one split
     python -m joint.baselines --split temporal               # train on the past
-    python -m joint.baselines --tune ease als                # search for their settings
 
 The simple methods are written out here or in evaluation.py; the strong ones are real libraries
 (requirements-peers.txt), each behind a few lines, on one thread, skipped where not installed.
 
-Settings are chosen by the mean over validation parts inside split 0's training part, never by its
-test part: a line in results/baselines_tuning.jsonl for each settings tried, the best in
-searches.toml. A method is then fitted on the whole training part of each split and tested once: a
-line in results/baselines.jsonl. Lines already there stand: an interrupted command goes on.
+Settings, in searches.toml, are those of joint/tune.py: never chosen by a test part. A method is
+fitted on the whole training part of each split and tested once: a line in results/baselines.jsonl.
+Lines already there stand: an interrupted command goes on.
 """
 
 import os
@@ -30,19 +28,16 @@ from collections.abc import Callable
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
-from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
-import optuna
 import pandas as pd
 import scipy.sparse as sp
 import torch
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 import evaluation
 from arguments import Parser, seed_list
-from data import Interactions, load, random_split, temporal_split, validation_folds
+from data import Interactions, load, random_split, temporal_split
 from joint.design import SEARCHES, SEEDS
 from study import records
 
@@ -209,17 +204,6 @@ def missing(*names):
     return None
 
 
-def recorded(path, name, wanted, compute):
-    """The line of a file that has what is wanted of a method; computed where there is none."""
-    for line in records.read(path):
-        if wanted.items() <= line.items():
-            return line
-    package = METHODS[name].package or METHODS[name].library
-    line = wanted | compute() | records.provenance("scipy", package)
-    records.append(path, [line])
-    return line
-
-
 def fit_and_test(name, data, seed, train_rows, test_rows, settings):
     """Fit on the training rows, test on the others: a dict of metrics and ``fit_seconds``.
 
@@ -243,74 +227,25 @@ def fit_and_test(name, data, seed, train_rows, test_rows, settings):
     return metrics
 
 
-def validate(name, data, folds, settings):
-    """What a method gets on each of the folds of split 0's training part: lists of metrics."""
-    metrics = [
-        fit_and_test(name, data, seed, fold.train, fold.validation, settings)
-        for seed, fold in enumerate(validation_folds(random_split(data, 0), folds))
-    ]
-    return {key: [fold[key] for fold in metrics] for key in ("mrr", "mse", "fit_seconds")}
-
-
-def search(space, first, trials, losses, startup, at_once=1):
-    """Ask for settings as searches.toml has them, and tell their losses, so many at once."""
-
-    def distribution(choices):
-        if isinstance(choices, list):
-            return CategoricalDistribution(choices)
-        kind = IntDistribution if isinstance(choices["low"], int) else FloatDistribution
-        return kind(**{"log": True, **choices})
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    sampler = optuna.samplers.TPESampler(seed=0, n_startup_trials=startup, multivariate=True)
-    study = optuna.create_study(sampler=sampler)
-    for settings in first:
-        study.enqueue_trial(settings)
-    space = {name: distribution(choices) for name, choices in space.items()}
-    for _ in range(0, trials, at_once):
-        asked = [study.ask(space) for _ in range(at_once)]
-        for trial, loss in zip(asked, losses([trial.params for trial in asked]), strict=True):
-            study.tell(trial, loss)
-
-
-def tune(name, data, results):
-    """The settings of the best mean over the folds: a search, each trial a line on record."""
-    method, tried = METHODS[name], []
-
-    def losses(asked):
-        told = {
-            key: float(f"{x:.3g}") if isinstance(x, float) else x for key, x in asked[0].items()
-        }
-        wanted = dict(experiment="baselines_tuning", method=name, settings=told)
-        compute = partial(validate, name, data, method.folds, told)
-        path = results / "baselines_tuning.jsonl"
-        tried.append(recorded(path, name, wanted | dict(split="random", seed=0), compute))
-        return [validation_loss(tried[-1])]
-
-    search(method.space, method.first, method.trials, losses, method.trials // 4)
-    return min(tried, key=validation_loss)["settings"]
-
-
-def validation_loss(line):
-    """What the search makes small: the mean MSE over the folds, or minus the mean MRR."""
-    return fmean(line["mse"]) if line["mrr"][0] is None else -fmean(line["mrr"])
-
-
 def tested(name, data, split, seed, results):
     """The result line of a method on a split, computed where there is none on record."""
     parts = temporal_split(data) if split == "temporal" else random_split(data, seed)
     settings = METHODS[name].settings
     wanted = dict(experiment="baselines", method=name, settings=settings, split=split, seed=seed)
-    test = partial(fit_and_test, name, data, seed, parts.train, parts.test, settings)
-    return recorded(results / "baselines.jsonl", name, wanted, test)
+    path, package = results / "baselines.jsonl", METHODS[name].package or METHODS[name].library
+    for line in records.read(path):
+        if wanted.items() <= line.items():
+            return line
+    line = wanted | fit_and_test(name, data, seed, parts.train, parts.test, settings)
+    line |= records.provenance("scipy", package)
+    records.append(path, [line])
+    return line
 
 
 def main(argv=None):
     parser = Parser(prog="python -m joint.baselines", description=__doc__)
-    add = partial(parser.add_argument, metavar="METHOD", nargs="+")
-    add("--methods", choices=METHODS, default=METHODS, help="fit and test these (all): %(choices)s")
-    add("--tune", choices=TUNABLE, help="only search for the settings of these: %(choices)s")
-    add = parser.add_argument
+    add, told = parser.add_argument, "fit and test these (all): %(choices)s"
+    add("--methods", metavar="METHOD", nargs="+", choices=METHODS, default=METHODS, help=told)
     add("--split", choices=["random", "temporal"], default="random", help="%(choices)s (random)")
     add(
         "--splits", type=seed_list, metavar="SEEDS", help="of splits and methods (0-4; temporal: 0)"
@@ -323,14 +258,12 @@ def main(argv=None):
         data, result = load("ml-100k"), []
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    for name in options.tune or options.methods:
+    for name in options.methods:
         if reason := missing(name):
             print(f"{name} skipped: {reason}", file=sys.stderr)
-        elif options.tune:
-            result.append({"method": name, "settings": tune(name, data, options.results)})
         else:
             result += [tested(name, data, options.split, seed, options.results) for seed in seeds]
-    if result and not options.tune:
+    if result:
         columns = ["mrr", "mse", "ndcg_at_10", "recall_at_10", "fit_seconds"]
         levels = pd.DataFrame(result).set_index("method")[columns].astype(float)
         print(levels.groupby(level=0, sort=False).agg(["mean", "std"]).to_string(), file=sys.stderr)

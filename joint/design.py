@@ -41,7 +41,8 @@ def label(name: str) -> str:
     """What the documents call an arm or a specialist."""
     if name == "ensemble":
         return f"ensemble of {MEMBERS}"
-    return SEARCHES[name].label if name in SEARCHES else name
+    search = SEARCHES.get("ours" if name == "best" else name)
+    return search.label if search else name
 
 
 def recipe(without: str = "") -> list[str]:

@@ -2,27 +2,20 @@
 
     python -m joint.recipe             # recipes/best.txt and its ablation, splits 0 to 4
     python -m joint.recipe --dry-run   # the arms, listed
-    python -m joint.recipe --cost      # fit seconds beside the specialists', one process
 
 The arms are those of design.py. Each is trained on the whole training part of each split as one
-stack of five runs, and looks at the test part once, after the last epoch. Lines reach
-results/recipe.jsonl an arm at a time; stopped at any moment, the command goes on where it was.
+stack of five runs, and looks at the test part once, after the last epoch. Lines reach results/ an
+arm at a time, then fit seconds beside the specialists': stopped at any moment, the command goes on.
 """
 
-import json
 import sys
-import time
-from functools import partial
+from itertools import product
 from pathlib import Path
-from statistics import median
-
-import torch
 
 from arguments import Parser, number, resolve
-from data import load, random_split
 from joint import baselines
-from joint.design import PLANNED, SEEDS, SPECIALISTS, TEMPORAL, arguments_of, recipe
-from joint.tune import fit
+from joint.design import PLANNED, SEARCHES, SEEDS, SPECIALISTS, TEMPORAL, arguments_of, recipe
+from joint.tune import trial
 from study.records import Results, provenance
 from study.run import run_stacks
 
@@ -43,23 +36,13 @@ def plan() -> list[dict]:
 
 
 def measure_cost(rounds: int = 3) -> dict:
-    """Seconds of a fit on split 0: the recipe and both specialists in turn, one thread each."""
-    torch.set_num_threads(1)
-    data, args = load("ml-100k"), resolve(recipe())
-    split = random_split(data, 0)
-    known = baselines.training_part(data, split.train)
-    fits = {"joint": partial(fit, args, data, [0], [split])}
-    for name in SPECIALISTS:
-        fits[name] = partial(baselines.FITS[name], known, 0, **baselines.METHODS[name].settings)
-    seconds = {name: [] for name in fits}
-    for _ in range(rounds):
-        for name, run in fits.items():
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
-    share = median(seconds["joint"]) / sum(median(seconds[name]) for name in SPECIALISTS)
-    record = {"experiment": "recipe cost", "stack": "cost", "seconds": seconds, "share": share}
-    return record | provenance()
+    """Seconds of a fit on split 0's first fold: the recipe and both specialists in turn."""
+    settings = {name: SEARCHES[name].settings for name in SPECIALISTS}
+    settings, seconds = {"ours": " ".join(recipe())} | settings, {}
+    for _, (name, told) in product(range(rounds), settings.items()):
+        line = trial(name, "ml-100k", 0.05, told, first=0, folds=1)
+        seconds.setdefault("joint" if name == "ours" else name, []).extend(line["fit_seconds"])
+    return {"experiment": "recipe cost", "stack": "cost", "seconds": seconds} | provenance()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -69,7 +52,6 @@ def main(argv: list[str] | None = None) -> int:
     add("--only", nargs="+", metavar="ARM", choices=PLANNED, default=PLANNED, help="these alone")
     add("--workers", type=number(int, 1), default=2, help="worker processes, a thread each (2)")
     add("--dry-run", action="store_true", help="list the arms and stop")
-    add("--cost", action="store_true", help="measure fit seconds; needs requirements-peers.txt")
     options = parser.parse_args(argv)
     stacks = [each for each in plan() if each["arm"] in options.only]
     if options.dry_run:
@@ -80,16 +62,12 @@ def main(argv: list[str] | None = None) -> int:
         results = Results(options.out, {"cost": {"runs": 1}} | {s["stack"]: s for s in stacks})
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    if options.cost:
-        if reason := baselines.missing(*SPECIALISTS):
-            parser.error(reason)
-        if "cost" in results.done:
-            parser.error(f"{options.out} holds the cost: name another file by --out")
-        record = measure_cost()
-        results.append([record])
-        print(json.dumps(record))
-        return 0
     fine = run_stacks(stacks, results, Path("runs") / options.out.stem, options.workers)
+    if options.only == PLANNED and "cost" not in results.done:
+        if reason := baselines.missing(*SPECIALISTS):
+            print(f"the cost isn't measured: {reason}", file=sys.stderr)
+        else:
+            results.append([measure_cost()])
     return 0 if fine else 1
 
 

@@ -21,7 +21,7 @@ import pandas as pd
 
 from arguments import Parser, pick
 from joint.design import ARMS, MEMBERS, METRICS, ROOT, SPECIALISTS, TARGETS, TEMPORAL, label
-from joint.tune import ranked_trials
+from joint.tune import ranked
 from models import MultiTaskNet, Structure
 from run_folder import write_whole
 from study.records import read, write_blocks
@@ -145,7 +145,7 @@ def run_numbers(runs: Runs) -> dict[str, Estimate | str]:
 
 
 def cost_numbers(recipe: list[dict]) -> dict[str, Estimate | str]:
-    """Median seconds of a fit in the last measurement of joint/recipe.py --cost."""
+    """Median seconds of a fit in the last measurement of joint/recipe.py."""
     measured = [line["seconds"] for line in recipe if "seconds" in line] or [{}]
     seconds = pd.DataFrame(measured[-1], columns=["joint", *SPECIALISTS], dtype=float).median()
     share = seconds.joint / seconds[[*SPECIALISTS]].sum()
@@ -159,7 +159,7 @@ def search_numbers(tuning: list[dict], specialists: list[dict]) -> dict[str, Est
     theirs = {line["arguments"]: line for line in tuning if line["arguments"] in SPECIALISTS}
     ours = [line for line in tuning if line["arguments"] not in SPECIALISTS]
     finals = sum(line.get("first_fold", 0) > 0 for line in ours)
-    best = ranked_trials(tuning)[0] if ours and len(theirs) == 2 else dict(mrr=[], mse=[])
+    best = ranked(ours)[0] if ours else dict(mrr=[], mse=[])
     told = {f"search.{metric}": Estimate(best[metric], DIGITS[metric]) for metric in METRICS}
     for name, metric in SPECIALISTS.items():
         told[f"search.{name}"] = Estimate(theirs.get(name, {}).get(metric, []), DIGITS[metric])
@@ -218,11 +218,10 @@ def documents(results: Path) -> tuple[str, dict[str, str], list[str]]:
     numbers = run_numbers(runs) | cost_numbers(runs.recipe) | search_numbers(*searches)
     tables = results_tables(runs, numbers)
     there = {
-        "recipe": {*ARMS} <= {*runs.frame.name},
-        "recipe --cost": any("seconds" in line for line in runs.recipe),
+        "recipe": {*ARMS} <= {*runs.frame.name} and any("seconds" in x for x in runs.recipe),
         "baselines": runs.frame.method.notna().any(),
-        "tune": searches[0],
-        "baselines --tune": searches[1],
+        "tune --out results": searches[0],
+        "tune --out results --method ease, and so on": searches[1],
     }
     lacking = [f"python -m joint.{command}" for command, done in there.items() if not done]
     return rendered(numbers, TEMPLATE, tables), tables, lacking

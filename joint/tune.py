@@ -1,155 +1,277 @@
-"""Which settings make one joint model best at both tasks? A search, judged by validation alone.
+"""Which settings for this data? A search within a budget, judged by validation alone.
 
-    python -m joint.tune --specialists   # first: EASE and myFM on the same folds
-    python -m joint.tune                 # go on to the budget, two worker processes
-    python -m joint.tune --trials 20     # to 20 trials
+    python -m joint.tune --data ratings.csv --minutes 30                # our model's, written to
+    python train.py @runs/tune/ratings.txt                              # a recipe that trains it
+    python -m joint.tune --data ratings.csv --minutes 30 --method ease  # a specialist's, as long
+    python -m joint.tune --out results                                  # the search on record
 
-A trial trains its settings on FOLDS folds inside split 0's training part, as one stack, and the
-sampler's value is the mean over the folds of log(MRR) − log(MSE) on the validation parts: no test
-row is looked at. The FINALISTS first by their margins over the specialists (see ranked_trials) are
-trained on as many folds again, and the first over all of them is chosen: recipes/best.txt.
+A trial trains settings of a space in searches.toml on folds inside split 0's training part, ours as
+one stack. Its value is the mean over the folds of log MRR − log MSE on their validation parts, of a
+specialist the term of its task: no test row is looked at. A trial has the most folds with which
+enough trials fit into the minutes. The best trials are then tried on as many folds again, and the
+best of those on the most folds is chosen. The recipe in use, recipes/best.txt, is a trial of ours.
 
-Every trial is a line of results/tuning.jsonl. The search is the same every time and takes the
-trials that stand there from there: stopped at any moment, it goes on where it was. Lines that the
-sampler didn't ask for count as trials too: on record, 22 made by hand, changes of the best of its
-first 28 and a region beside the sampler's, of lower learning rates and more steps.
+Every trial is a line of OUT/tuning.jsonl, or of a specialist OUT/baselines_tuning.jsonl. The
+sampler asks for the same every time, and lines are taken from there: stopped at any moment, the
+same command goes on where it was, with the minutes that are left. Lines it didn't ask for count as
+trials too: on record, on ml-100k, of ours 22 made by hand, of lower learning rates and more steps
+than the space has, and six finalists, the best by their margins over EASE and myFM.
 """
 
 import json
+import math
 import shlex
+import signal
 import sys
+import textwrap
 import time
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from statistics import fmean
+from types import SimpleNamespace
 
 import numpy as np
+import optuna
+import torch
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 import train
 from arguments import Parser, number, resolve
-from data import load, random_split, validation_folds
+from data import DATASETS, Split, load, random_split, validation_folds
 from joint import baselines
-from joint.design import METRICS, SEARCHES, SPECIALISTS
+from joint.design import METRICS, SEARCHES, recipe
+from run_folder import write_whole
 from study import records
 
-OURS = SEARCHES["best"]
-TRIALS, FOLDS = OURS.trials, OURS.folds
-ASKED = 2  # trials asked for together, whatever the workers: the search is the same every time
-FINALISTS = 6  # tried on as many folds again
+PARTS, ENOUGH, MOST = 8, 20, 1000  # validation parts there are; trials: enough, at most
+BUDGET = dict(folds=[4, 2, 1], startup=10, at_once=2, finalists=6)  # in place of those on record
+loaded = cache(load)  # once a process
+name_of = partial(json.dumps, sort_keys=True)  # settings, as keys of lines
 
 
-def arguments_of(settings: dict) -> str:
-    """The command line of a trial."""
-    told = {name: f"{value:.3g}" for name, value in settings.items()}
+# ---- a trial -------------------------------------------------------------------------------
+
+
+def told(method: str, settings: dict) -> dict | str:
+    """What the sampler asks for as a line has it: ours as a command line."""
+    if method != "ours":
+        return {k: float(f"{x:.3g}") if isinstance(x, float) else x for k, x in settings.items()}
+    words = {name: f"{value:.3g}" for name, value in settings.items()}
     for task in ("ranking", "rating"):
-        told[task] = settings["common"] + settings[f"{task}_own"]
-    told["lambda_r"] = f"{1 - float(told['lambda_f']):.3g}"
-    return " ".join(OURS.arguments.format(**told).split())
+        words[task] = settings["common"] + settings[f"{task}_own"]
+    words["lambda_r"] = f"{1 - float(words['lambda_f']):.3g}"
+    return " ".join(SEARCHES["ours"].arguments.format(**words).split())
 
 
-def fit(args: dict, data, seeds, parts) -> train.Stack:
-    """Train a stack for all its epochs, a run for each seed and part of the data."""
-    weights = dict(lambda_f=args["lambda_f"][0], lambda_r=args["lambda_r"][0])
-    stack = train.make_stack(args, data, [dict(seed=seed, **weights) for seed in seeds], parts)
-    for epoch in range(args["epochs"]):
-        stack.run_epoch(epoch)
-    return stack
+def trial(method: str, source: str, apart: float, settings, first: int, folds: int) -> dict:
+    """Train settings on folds, from the first, and validate; what a line says of it.
 
-
-def validate(arguments: str, first: int = 0, folds: int = FOLDS) -> dict:
-    """Train on folds of split 0's training part, from the first; what a line of results says."""
-    args = resolve(shlex.split(arguments))
-    train.set_machine(args)
-    data = load(args["data"])
-    parts = validation_folds(random_split(data, 0), 2 * FOLDS)[first : first + folds]
-    start = time.process_time()
-    stack = fit(args, data, range(first, first + folds), parts)
-    seconds = time.process_time() - start
-    metrics = train.make_evaluator(args, data, parts, "validation", "train")(stack.net)
-    own = {metric: [fold[metric] for fold in metrics] for metric in METRICS}
-    value = float(np.mean(np.log(own["mrr"]) - np.log(own["mse"])))
-    line = {"experiment": "tuning", "arguments": arguments, "first_fold": first, **own}
-    return line | {"value": value, "cpu_seconds_a_fold": seconds / folds} | records.provenance()
-
-
-def ranked_trials(lines: list[dict]) -> list[dict]:
-    """Trials by their margin, best first; finalists alone once there are.
-
-    A margin is the smaller of the means over the folds of log(MRR / EASE's) and of log(myFM's MSE /
-    MSE); the specialists' lines hold all the folds.
+    A fold's validation part has 5% of the rows; none holds a row of the share that is apart.
     """
-    theirs, trials, merged = {}, {}, []
+    data, start, seeds = loaded(source), time.perf_counter(), range(first, first + folds)
+    split, size = random_split(data, 0, apart), len(random_split(data, 0).test)
+    split = Split(split.train, split.validation, split.test[:size])
+    parts = validation_folds(split, PARTS)[first : first + folds]
+    if method == "ours":
+        line, args = {"experiment": "tuning", "arguments": settings}, resolve(shlex.split(settings))
+        weights = dict(lambda_f=args["lambda_f"][0], lambda_r=args["lambda_r"][0])
+        train.set_machine(args)
+        before, wall = time.process_time(), time.perf_counter()
+        stack = train.make_stack(args, data, [dict(seed=seed, **weights) for seed in seeds], parts)
+        for epoch in range(args["epochs"]):
+            stack.run_epoch(epoch)
+        line["cpu_seconds_a_fold"] = (time.process_time() - before) / folds
+        line["fit_seconds"] = [(time.perf_counter() - wall) / folds] * folds
+        metrics = train.make_evaluator(args, data, parts, "validation", "train")(stack.net)
+    else:
+        torch.set_num_threads(1)
+        test = partial(baselines.fit_and_test, method, data, settings=settings)
+        metrics = [
+            test(seed, part.train, part.validation) for seed, part in zip(seeds, parts, strict=True)
+        ]
+        line = {"experiment": "baselines_tuning", "settings": settings}
+        line["fit_seconds"] = [fold["fit_seconds"] for fold in metrics]
+    own = {name: [fold[name] for fold in metrics] for name in METRICS}
+    finite = all(math.isfinite(x) for values in own.values() for x in values if x is not None)
+    line |= own if finite else dict.fromkeys(METRICS, [None] * folds)
+    line |= {"method": method, "data": source, "data_sha256": data.sha256, "apart": apart}
+    line |= {"first_fold": first, "seconds": time.perf_counter() - start}
+    return line | records.provenance()
+
+
+def seconds_of_a_fold(method: str, source: str, apart: float, settings) -> float:
+    """About what a trial takes for each of its folds: ours by a tenth of its epochs."""
+    if method != "ours":
+        return trial(method, source, apart, settings, 0, 1)["seconds"]
+    epochs = resolve(shlex.split(settings))["epochs"]
+    short = max(1, epochs // 10)
+    line = trial(method, source, apart, f"{settings} --epochs {short}", 0, 1)
+    return line["seconds"] * epochs / short
+
+
+def value(line: dict) -> float:
+    """The mean over its folds of log MRR − log MSE, of the tasks it has; −inf if not finite."""
+    own = {name: line[name] for name in METRICS if line[name][0] is not None}
+    terms = [METRICS[name] * np.log(values).mean() for name, values in own.items()]
+    return float(sum(terms)) if terms else -math.inf
+
+
+def key(line: dict) -> tuple:
+    """Data, share apart and method; settings and first fold. Early lines lack what was the same."""
+    settings = line.get("arguments") or line["settings"]
+    method = line.get("method") or (settings if settings in SEARCHES else "ours")
+    data = line.get("data_sha256", DATASETS["ml-100k"].sha256), line.get("apart", 0.05)
+    return (*data, method), (name_of(settings), line.get("first_fold", 0))
+
+
+def ranked(lines: list[dict]) -> list[dict]:
+    """The trials of a search by their value, best first; those on the most folds alone."""
+    trials: dict[str, list[dict]] = {}
     for line in lines:
-        if metric := SPECIALISTS.get(line["arguments"]):
-            theirs[metric] = np.log(line[metric])
-        else:
-            trials.setdefault(line["arguments"], []).append(line)
-    most = max(map(len, trials.values()))
-    for arguments, parts in trials.items():
+        trials.setdefault(key(line)[1][0], []).append(line)
+    most, merged = max(map(len, trials.values())), []
+    for parts in trials.values():
         if len(parts) == most:
-            own = {name: [x for part in parts for x in part[name]] for name in METRICS}
-            ahead = {m: METRICS[m] * (np.log(own[m]) - theirs[m][: len(own[m])]) for m in METRICS}
-            margin = min(float(values.mean()) for values in ahead.values())
-            merged.append({"arguments": arguments, **own, "margin": margin})
-    return sorted(merged, key=lambda each: -each["margin"])
+            merged.append(parts[0] | {m: [x for part in parts for x in part[m]] for m in METRICS})
+            merged[-1]["value"] = value(merged[-1])
+    return sorted(merged, key=lambda each: -each["value"])
 
 
-def search(path: Path, trials: int, workers: int) -> dict:
-    """The best of the trials asked for, those made that the file lacks, and put there.
+# ---- a search ------------------------------------------------------------------------------
 
-    With all of the sampler's, those by hand count too, and finalists are tried on more folds.
-    Raises ValueError where the file lacks the specialists.
-    """
-    known = {(line["arguments"], line.get("first_fold", 0)): line for line in records.read(path)}
-    for name in SPECIALISTS:
-        if (name, 0) not in known:
-            raise ValueError(f"{path} lacks {name}: run with --specialists first")
-    tried = {(name, 0): known[name, 0] for name in SPECIALISTS}
-    with ProcessPoolExecutor(workers) as pool:
 
-        def lines_of(asked: list[str], first: int = 0) -> list[dict]:
-            new = [text for text in dict.fromkeys(asked) if (text, first) not in known]
-            for line in pool.map(validate, new, [first] * len(new)):
-                known[line["arguments"], first] = line
-                records.append(path, [line])
-                print(f"{line['value']:.4f} {line['arguments']}", file=sys.stderr, flush=True)
-            tried.update({(text, first): known[text, first] for text in asked})
-            return [known[text, first] for text in asked]
+def distribution(choices: list | dict):
+    """Of a setting in searches.toml."""
+    if isinstance(choices, list):
+        return CategoricalDistribution(choices)
+    kind = IntDistribution if isinstance(choices["low"], int) else FloatDistribution
+    return kind(**{"log": True, **choices})
 
-        def losses(asked: list[dict]) -> list[float]:
-            return [-line["value"] for line in lines_of([arguments_of(each) for each in asked])]
 
-        first = [dict(zip(OURS.space, values, strict=True)) for values in OURS.first]
-        baselines.search(OURS.space, first, trials, losses, 10, ASKED)
-        if trials >= TRIALS:
-            lines_of([text for text, first in known if not first and text not in SPECIALISTS])
-            finalists = ranked_trials([*tried.values()])[:FINALISTS]
-            lines_of([trial["arguments"] for trial in finalists], first=FOLDS)
-    return ranked_trials([*tried.values()])[0]
+class Search:
+    """A method's search on some data, by ``plan``: its table of searches.toml, and minutes."""
+
+    def __init__(self, method: str, source: str, apart: float, plan, path: Path, workers: int):
+        self.what, self.plan, self.path, self.workers = (method, source, apart), plan, path, workers
+        own = loaded(source).sha256, apart, method
+        keyed = [(*key(line), line) for line in records.read(path)]
+        self.lines = {which: line for search, which, line in keyed if search == own}
+        self.parallel = min(workers, plan.at_once)
+        spent = sum(line.get("seconds", 0) for line in self.lines.values()) / self.parallel
+        self.end = time.perf_counter() + plan.minutes * 60 - spent
+        self.folds, self.a_fold = plan.folds[0], 0.0  # of a trial; seconds, until there is a line
+
+    def seconds(self, trials: int) -> float:
+        """About what so many take."""
+        taken = [x["seconds"] / self.folds for x in self.lines.values() if "seconds" in x]
+        return trials * self.folds * fmean(taken or [self.a_fold]) / self.parallel
+
+    def finalists(self, trials: int) -> int:
+        """How many of so many trials are tried on as many folds again."""
+        return min(self.plan.finalists, trials // 8 * 2)
+
+    def begin(self, settings: dict | str) -> None:
+        """Settle the folds and tell the cost. Raises ValueError where the minutes are too few."""
+        plan, (method, source, _) = self.plan, self.what
+        if before := [line for (_, first), line in self.lines.items() if not first]:
+            self.folds = len(before[0]["mrr"])
+        else:
+            self.a_fold = self.pool.submit(seconds_of_a_fold, *self.what, settings).result()
+            for self.folds in plan.folds:
+                if self.seconds(ENOUGH) <= plan.minutes * 60:
+                    break
+            if (least := self.seconds(plan.at_once) / 60) > plan.minutes:
+                raise ValueError(f"--minutes {plan.minutes:g}: the first trials take {least:.2g}")
+        if each := self.seconds(1):
+            trials = min(plan.trials, plan.minutes * 60 // each)
+            told = f"{trials:.0f} trials on {self.folds} validation part(s)"
+            train.say(f"{method} on {source}: about {told} in {trials * each / 60:.0f} minutes")
+
+    def lines_of(self, asked: list, first: int = 0) -> list[dict]:
+        """The lines of settings on the folds from the first; those that are lacking are made."""
+        names = [(name_of(settings), first) for settings in asked]
+        lacking = {w: x for w, x in zip(names, asked, strict=True) if w not in self.lines}
+        make = partial(partial(trial, *self.what), first=first, folds=self.folds)
+        for which, line in zip(lacking, self.pool.map(make, lacking.values()), strict=True):
+            self.lines[which] = line
+            records.append(self.path, [line])
+            train.say(f"{value(line):.4f} {which[0]}")
+        return [self.lines[which] for which in names]
+
+    def run(self) -> list[dict]:
+        """Its lines, those made that the file lacks, and put there. Raises as ``begin`` does."""
+        plan = self.plan
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        options = {"n_startup_trials": plan.startup or plan.trials // 4, "multivariate": True}
+        study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0, **options))
+        space = {name: distribution(choices) for name, choices in plan.space.items()}
+        for settings in plan.first:
+            given = isinstance(settings, dict)
+            study.enqueue_trial(settings if given else dict(zip(space, settings, strict=True)))
+        at_interrupt = signal.SIGINT, signal.SIG_DFL
+        with ProcessPoolExecutor(self.workers, None, signal.signal, at_interrupt) as self.pool:
+            for made in range(0, plan.trials, plan.at_once):
+                trials = [study.ask(space) for _ in range(plan.at_once)]
+                asked = [told(self.what[0], each.params) for each in trials]
+                if not made:
+                    self.begin(asked[0])
+                    self.lines_of(plan.also)
+                costs = plan.at_once + self.finalists(made + plan.at_once)
+                late = time.perf_counter() + self.seconds(costs) > self.end
+                if late and any((name_of(each), 0) not in self.lines for each in asked):
+                    break
+                for each, line in zip(trials, self.lines_of(asked), strict=True):
+                    study.tell(each, -value(line))
+            first = [line for (_, fold), line in self.lines.items() if not fold]
+            best = ranked(first)[: self.finalists(len(first))]
+            self.lines_of([line.get("arguments") or line["settings"] for line in best], self.folds)
+        return [*self.lines.values()]
+
+
+def write_recipe(path: Path, source: str, best: dict) -> None:
+    """The settings chosen as a file of arguments."""
+    got = " and ".join(f"{name.upper()} {fmean(best[name]):.4f}" for name in METRICS)
+    text = f"# Chosen by {got} on validation parts inside the training part of seed 0.\n"
+    arguments = textwrap.fill(best["arguments"], 98, break_on_hyphens=False)
+    text += f"--data {shlex.quote(source)}\n{arguments}\n"
+    write_whole(path, text.encode())
+    train.say(f"python train.py @{path}")
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m joint.tune", description=__doc__)
-    add = parser.add_argument
-    add("--trials", type=number(int, 1), default=TRIALS, help=f"of the sampler ({TRIALS})")
+    methods, add = ["ours", *baselines.TUNABLE], parser.add_argument
+    add("--data", default="ml-100k", help="a named data set, or a ratings file (ml-100k)")
+    add("--method", choices=methods, default="ours", help="(ours) %(choices)s")
+    add("--minutes", type=number(float, 0), help="of wall time, in all")
+    add("--trials", type=number(int, 1), help="of the sampler, at most")
     add("--workers", type=number(int, 1), default=2, help="worker processes, a thread each (2)")
-    add("--out", type=Path, default=Path("results/tuning.jsonl"), help="file of the lines")
-    add("--specialists", action="store_true", help="fit them; needs requirements-peers.txt")
+    share = number(float, 0.05, 0.5)
+    add("--apart", type=share, default=0.05, help="share of ratings it never sees (0.05)")
+    add("--out", type=Path, default=Path("runs/tune"), help="folder of its files (runs/tune)")
     options = parser.parse_args(argv)
-    if options.specialists:
-        if reason := baselines.missing(*SPECIALISTS):
-            parser.error(reason)
-        data = load("ml-100k")
-        for name in SPECIALISTS:
-            settings = baselines.METHODS[name].settings
-            compute = partial(baselines.validate, name, data, 2 * FOLDS, settings)
-            wanted = {"experiment": "tuning", "arguments": name}
-            baselines.recorded(options.out, name, wanted, compute)
-        return 0
+    method, on_record = options.method, not (options.minutes or options.trials)
+    if on_record and options.data != "ml-100k":
+        parser.error(f"--data {options.data} needs --minutes: the search on record is of ml-100k")
+    if method != "ours" and (reason := baselines.missing(method)):
+        parser.error(reason)
+    plan = SimpleNamespace(**vars(SEARCHES[method]), minutes=options.minutes or math.inf, also=[])
+    if not on_record:
+        vars(plan).update(BUDGET, trials=options.trials or MOST)
+        plan.also = [" ".join(recipe())] if method == "ours" else []
     try:
-        print(json.dumps(search(options.out, options.trials, options.workers)))
-    except ValueError as error:
+        source = resolve(["--data", options.data])["data"]
+        path = options.out / ("tuning.jsonl" if method == "ours" else "baselines_tuning.jsonl")
+        best = ranked(Search(method, source, options.apart, plan, path, options.workers).run())[0]
+        if plan.also:
+            write_recipe(options.out / f"{Path(source).stem}.txt", source, best)
+    except (ValueError, OSError) as error:
         parser.error(str(error))
+    except KeyboardInterrupt:
+        train.say("stopped: the same command goes on")
+        return 130
+    print(json.dumps(best))
     return 0
 
 

@@ -59,16 +59,6 @@ def test_a_fit_sees_its_training_rows_alone_and_predicts_within_their_range(monk
     assert metrics["mse"] == pytest.approx(np.mean((5 - DATA.ratings[split.validation]) ** 2))
 
 
-def test_validation_is_on_folds_that_hold_no_test_row(monkeypatch):
-    spy = Mock(wraps=fit_and_test)
-    monkeypatch.setattr(baselines, "fit_and_test", spy)
-    told = baselines.validate("ease", DATA, 3, dict(ridge=20.0))
-    for call, mrr in zip(spy.call_args_list, told["mrr"], strict=True):
-        rows = np.concatenate([*call.args[3:5], SPLIT.test])
-        assert len(np.unique(rows)) == len(rows)
-        assert fit_and_test(*call.args)["mrr"] == mrr
-
-
 def test_the_command_goes_on_and_skips_a_missing_library(monkeypatch, tmp_path, capsys):
     def run(*arguments):
         baselines.main([*arguments, "--results", str(tmp_path)])

@@ -1,13 +1,11 @@
-"""The recipe's search, its arms, and the report's words (its numbers: tests/record)."""
+"""The recipe's arms, and the report's words (its numbers: tests/record)."""
 
 import json
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
 from arguments import resolve
-from data import random_split
 from joint import baselines, recipe, tune
 from joint.design import ARMS, PLANNED, ROOT
 from joint.report import Difference, documents
@@ -27,35 +25,24 @@ CHANGED = {
 }
 
 
-def test_validation_looks_at_no_row_of_split_0s_test_part(monkeypatch):
-    stack, evaluator = Mock(wraps=tune.train.make_stack), Mock(wraps=tune.train.make_evaluator)
-    monkeypatch.setattr(tune.train, "make_stack", stack)
-    monkeypatch.setattr(tune.train, "make_evaluator", evaluator)
-    settings = dict(zip(tune.OURS.space, tune.OURS.first[0], strict=True))
-    settings |= dict(epochs=1, common=2, ranking_own=2, rating_own=2)
-    record = tune.validate(tune.arguments_of(settings), folds=2)
-    assert len(record["mrr"]) == len(record["mse"]) == 2
-    _, data, _, parts = stack.call_args.args
-    assert evaluator.call_args.args[2:] == (parts, "validation", "train")
-    for part in parts:
-        rows = np.concatenate([random_split(data, 0).test, part.train, part.validation])
-        assert len(np.unique(rows)) == len(rows)
+def test_cost_is_measured_in_turn_after_the_arms_where_the_specialists_are(monkeypatch, tmp_path):
+    asked = []
 
+    def trial(method, source, apart, settings, first, folds):
+        asked.append((method, settings))
+        return {"fit_seconds": [float(len(asked))]}
 
-def test_trials_are_ranked_by_the_smaller_of_their_margins():
-    lines = [
-        dict(arguments="ease", mrr=[0.1, 0.2, 0.1, 0.2]),
-        dict(arguments="fm-implicit", mse=[0.8, 0.9, 0.8, 0.9]),
-        dict(arguments="ranks", mrr=[0.2, 0.4], mse=[0.8, 0.9]),  # log 2 ahead, and 0
-        dict(arguments="rates", mrr=[0.1, 0.2], mse=[0.4, 0.45]),
-        dict(arguments="both", mrr=[0.11, 0.22], mse=[0.72, 0.81]),  # log 1.1, log 1 / 0.9
-    ]
-    first, *others = tune.ranked_trials(lines)
-    assert first["arguments"] == "both"
-    assert [each["margin"] for each in (first, *others)] == pytest.approx([np.log(1.1), 0, 0])
-    finals = [dict(arguments="ranks", first_fold=2, mrr=[0.05, 0.1], mse=[0.8, 0.9])]
-    (only,) = tune.ranked_trials(lines + finals)  # finalists alone, over all their folds
-    assert only["mrr"] == [0.2, 0.4, 0.05, 0.1] and only["margin"] == pytest.approx(0)
+    monkeypatch.setattr(recipe, "trial", trial)
+    monkeypatch.setattr(recipe, "run_stacks", lambda *given: True)
+    monkeypatch.setattr(baselines, "missing", lambda *names: "no myfm")
+    arguments = ["--out", str(tmp_path / "recipe.jsonl")]
+    assert recipe.main(arguments) == 0 and asked == []
+    monkeypatch.setattr(baselines, "missing", lambda *names: None)
+    assert recipe.main(arguments) == recipe.main(arguments) == 0  # the second measures nothing
+    (line,) = records.read(tmp_path / "recipe.jsonl")
+    assert line["seconds"] == {"joint": [1, 4, 7], "ease": [2, 5, 8], "fm-implicit": [3, 6, 9]}
+    assert resolve(asked[0][1].split()) == resolve(["@recipes/best.txt"])
+    assert asked[1] == ("ease", {"ridge": 247.0})
 
 
 def test_the_plan_trains_every_arm_once_on_five_splits_and_no_two_alike():
@@ -100,7 +87,8 @@ def test_a_word_follows_the_interval(shift, n, words):
 
 def test_what_is_missing_is_a_dash_and_named_by_its_command_and_a_run_twice_is_refused(tmp_path):
     (_, tables, lacking), (nothing, _, commands) = map(documents, (ROOT / "results", tmp_path))
-    ends = ["recipe", "recipe --cost", "baselines", "tune", "baselines --tune"]
+    ends = ["recipe", "baselines", "tune --out results"]
+    ends.append("tune --out results --method ease, and so on")
     assert lacking == [] and commands == [f"python -m joint.{end}" for end in ends]
     assert "one joint model, **MRR —**: — against — (—)" in nothing
     lines = records.read(ROOT / "results/recipe.jsonl")
@@ -108,7 +96,7 @@ def test_what_is_missing_is_a_dash_and_named_by_its_command_and_a_run_twice_is_r
     for name in ("baselines", "tuning", "baselines_tuning"):
         records.append(tmp_path / f"{name}.jsonl", records.read(ROOT / f"results/{name}.jsonl"))
     first, rows, lacking = documents(tmp_path)
-    assert lacking == commands[:2] and "MRR — (not computed yet)" in first
+    assert lacking == commands[:1] and "MRR — (not computed yet)" in first
     assert rows["rating"].splitlines()[4:] == tables["rating"].splitlines()[4:]
     assert rows["ablation"].splitlines()[:3] == tables["ablation"].splitlines()[:3]
     assert "| no rating dropout | — | — | — | — | — |" in rows["ablation"].splitlines()
@@ -124,7 +112,8 @@ def test_what_is_missing_is_a_dash_and_named_by_its_command_and_a_run_twice_is_r
         (baselines, ["--methods", "eese"], "--methods: invalid choice: 'eese'"),
         (baselines, ["--splits", "4-0"], "--splits: '4-0' must be different seeds"),
         (recipe, ["--only", "bset"], "--only: invalid choice: 'bset' (choose from 'best'"),
-        (tune, ["--out", "nowhere.jsonl"], "lacks ease: run with --specialists first"),
+        (tune, ["--data", "mine.csv"], "--data mine.csv needs --minutes: the search on record is"),
+        (tune, ["--data", "mine.csv", "--minutes", "5"], "'mine.csv' is neither a known data set"),
     ],
 )
 def test_a_wrong_argument_is_one_line_and_exit_code_2(command, arguments, message, capsys):

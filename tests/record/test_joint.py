@@ -2,13 +2,16 @@
 
 import json
 from itertools import product
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
+import pytest
 from scipy import stats
 
 from arguments import pick, resolve
-from joint import baselines, recipe, tune
+from data import DATASETS
+from joint import baselines, design, recipe, tune
 from joint.design import ARMS, METRICS, PLANNED, ROOT, SPECIALISTS, TARGETS, TEMPORAL, label
 from joint.report import documents
 from models import MultiTaskNet, Structure
@@ -130,26 +133,34 @@ def test_cost_and_search_add_up():
         assert told in TEXT
 
 
-def recorded_line(arguments: str, first: int = 0) -> dict:
-    """In place of training; a worker process finds it by its name."""
-    return [line for line in TUNING if line["arguments"] == arguments][1 if first else 0]
+def recorded_line(method, source, apart, settings, first, folds) -> dict:
+    """In place of a trial; a worker process finds it by its name."""
+    own, what = [*map(tune.key, TUNING + SEARCHES)], (tune.name_of(settings), first)
+    (place,) = (k for k, (search, which) in enumerate(own) if (search[2], which) == (method, what))
+    return (TUNING + SEARCHES)[place]
 
 
-def test_a_search_goes_on_and_ends_with_the_settings_in_use(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(tune, "validate", recorded_line)
-    hand_made = [line for line in TUNING if not line.get("first_fold")][tune.TRIALS :]
-    for kept in (TUNING, TUNING[:11] + hand_made):
-        path = tmp_path / f"{len(kept)}.jsonl"
-        records.append(path, kept)
-        assert tune.main(["--out", str(path)]) == 0
-        assert resolve(json.loads(capsys.readouterr().out)["arguments"].split()) == BEST
-        assert sorted(map(str, records.read(path))) == sorted(map(str, TUNING))
-    records.append(tmp_path / "baselines_tuning.jsonl", SEARCHES)
-    monkeypatch.setattr(baselines, "fit_and_test", None)  # nothing is left to train
-    for name in baselines.TUNABLE:
-        assert baselines.tune(name, None, tmp_path) == baselines.METHODS[name].settings
-        folds = {len(line["mrr"]) for line in SEARCHES if line["method"] == name}
-        assert folds == {baselines.METHODS[name].folds}
+@pytest.mark.parametrize("method", ["ours", *baselines.TUNABLE])
+def test_a_search_goes_on_and_ends_with_the_settings_in_use(method, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(tune, "trial", recorded_line)
+    ml_100k = Mock(sha256=DATASETS["ml-100k"].sha256)
+    monkeypatch.setattr(tune, "loaded", lambda source: ml_100k)
+    monkeypatch.setattr(baselines, "missing", lambda *names: None)
+    name = "tuning" if method == "ours" else "baselines_tuning"
+    lines = records.read(ROOT / f"results/{name}.jsonl")
+    by_sampler = [line for line in lines if tune.key(line)[0][2] == method][
+        : design.SEARCHES[method].trials
+    ]
+    kept = [line for line in lines if line not in by_sampler[1:]]
+    records.append(tmp_path / f"{name}.jsonl", kept)
+    assert tune.main(["--out", str(tmp_path), "--method", method]) == 0
+    chosen = json.loads(capsys.readouterr().out)
+    if method == "ours":
+        assert resolve(chosen["arguments"].split()) == BEST
+    else:
+        assert chosen["settings"] == baselines.METHODS[method].settings
+    after = records.read(tmp_path / f"{name}.jsonl")
+    assert sorted(map(str, after)) == sorted(map(str, lines))
 
 
 def test_every_arm_is_on_record_as_it_is_planned_with_its_size_and_what_made_it():
