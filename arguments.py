@@ -31,6 +31,8 @@ class Command:
     """What a command of train.py does beside building and training its stack."""
 
     data: Annotated[str, f"{', '.join(DATASETS)}, or the path of a ratings file"] = "ml-100k"
+    columns: Annotated[str | None, "which are which, as in user=uid,item=2,rating=score"] = None
+    titles: Annotated[str | None, "a file with the items' titles"] = None
     split: Annotated[str, "how the last 5%% are set apart", ("random", "temporal")] = "random"
     split_seed: Annotated[int | None, "seed of the random split, if not the run's", SEED] = None
     validation: Annotated[float, "share of all held out of training", (0.0, 0.94)] = 0.0
@@ -168,6 +170,7 @@ FEW = "help help_all data shared separate shared_dims weighting lambda_f lambda_
 FEW += "validation select seeds out resume"  # what --help shows
 LETTERS = dict(shared_dims="K", embedding_dim="D", ranking_dim="D_F", rating_dim="D_R", hidden="H")
 LETTERS |= dict(lambda_f="λ_F", lambda_r="λ_R", batch_size="B", ensemble="M", data="NAME|PATH")
+LETTERS |= dict(columns="KIND=COLUMN,...", titles="PATH")
 
 
 def build_parser(description: str = "") -> Parser:
@@ -265,8 +268,9 @@ def resolve(argv: list[str], description: str = "") -> dict:
         raise ValueError("--select needs a validation part: add --validation 0.05")
     if args["split"] == "temporal" and args["split_seed"] is not None:
         raise ValueError("--split-seed has no effect on --split temporal: drop one of them")
-    if args["data"] not in DATASETS and Path(args["data"]).exists():
-        args["data"] = str(Path(args["data"]).resolve())
+    for name in ("data", "titles"):
+        if args[name] and args[name] not in DATASETS and Path(args[name]).exists():
+            args[name] = str(Path(args[name]).resolve())
     args["out"] = args["out"] or str(Path("runs") / default_name(args))
     return args
 
@@ -304,7 +308,7 @@ def default_name(args: dict) -> str:
         parts.append("-".join(weights))
     parts.append(f"seed{seeds[0]}-{seeds[-1]}" if run else f"seed{','.join(map(str, seeds))}")
     parser = build_parser()
-    told = "data shared_dims weighting lambda_f lambda_r seeds out overwrite".split()
+    told = "data columns titles shared_dims weighting lambda_f lambda_r seeds out overwrite".split()
     for key, value in args.items():
         default = parser.get_default(key)
         default = args["embedding_dim"] if key in ("ranking_dim", "rating_dim") else default

@@ -11,15 +11,11 @@ A named data set is one entry of `DATASETS`; it is fetched on first use and kept
 `$MULTITASK_DATA`, by default the user's cache folder.
 """
 
-import csv
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +24,8 @@ import numpy as np
 import pandas as pd
 import pooch
 
-from ratings_file import cache_folder, one_line, read_table, require, say, short, wrong
+import ratings_file
+from ratings_file import one_line, require, say, wrong
 
 # ---------------------------------------------------------------- interactions and splits
 
@@ -48,7 +45,7 @@ class Interactions:
     user_labels         (n_users,) the original ids by contiguous id, increasing: int64 or str
     item_labels         (n_items,) likewise
     item_titles         (n_items,) str, or None
-    sha256              of the source: canonical rows (ml-100k), file bytes, or synthetic arrays
+    sha256              of a named set's canonical rows if they are known, else of the file's bytes
 
     Raises ValueError when an array breaks any of this, or a (user, item) pair occurs twice.
     """
@@ -195,40 +192,51 @@ def validation_folds(split: Split, folds: int, seed: int = 0) -> list[Split]:
 # ---------------------------------------------------------------- load
 
 
-def load(source: str | Path) -> Interactions:
-    """The ratings of a named data set (`DATASETS`) or of a CSV or TSV file with a header.
+def load(
+    source: str | Path, columns: str | None = None, titles: str | Path | None = None
+) -> Interactions:
+    """The ratings of a named data set (`DATASETS`) or of a file.
 
-    A file has columns for user, item, rating and, if it likes, timestamp, under the names in
-    `ratings_file.COLUMNS`, in any case and order; others are ignored. Text is UTF-8, fields are
-    separated by tabs if the header has one, else by commas, and may be quoted. Ids are text, kept
-    as they are; ratings finite decimals; timestamps whole numbers. Blank lines are skipped.
-    Of a repeated (user, item) pair the last by time stays, or without timestamps the last in the
-    file, and stderr says how many went.
+    A file is a table with columns for user, item, rating and, if it likes, time, title and year,
+    known by their names (`ratings_file.NAMES`) or by `columns`: "user=uid,item=3" tells names or
+    numbers from 1, "time=" that there is none. Without a header they stand in this order. Fields
+    may be quoted; tabs, `::`, `;`, `,`, `|` or blanks separate them, whichever the first line has
+    first (blanks if nothing else). The file may be packed by gzip, zip or parquet.
+
+    Text is UTF-8. Ids are text, kept as they are; ratings finite decimals, with a comma if `;`
+    separates; times whole numbers or dates (ISO 8601, UTC if they name no zone, cut to the second).
+    Of a repeated (user, item) pair the last by time stays, or without times the last in the file,
+    and stderr says how many went. Titles come from the file `titles`, else from the data's own.
 
     Raises ValueError, or FileNotFoundError when a named set can't be had: one line that says what
     is wrong, where, and what would be right.
     """
     if source in DATASETS:
-        return _load_named(str(source))
-    path, names = Path(source), ", ".join(map(repr, DATASETS))
-    shown = str(path) if str(path).isprintable() else repr(str(path))
-    found = f"{short(str(source))} is neither a known data set ({names}) nor a file"
-    require(os.path.exists(path), found, f"{names} or the path of a CSV or TSV file")
-    require(path.is_file(), f"{shown} is a folder or a device", "a CSV or TSV file")
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise wrong(f"{shown} can't be read ({one_line(error)})", "a readable file") from None
-    return Interactions(**read_table(content, shown), item_titles=None, name=path.name)
+        require(not columns, f"columns {columns} for {source}", "none, they are known,")
+        data = _load_named(str(source))
+    else:
+        names = ", ".join(map(repr, DATASETS))
+        missing, right = f"neither a known data set ({names}) nor a file", "a file of ratings"
+        content, shown = ratings_file.read_file(source, missing, right)
+        data = Interactions(
+            **ratings_file.read_table(content, shown, columns), name=Path(source).name
+        )
+    if titles:
+        file = ratings_file.read_file(titles, "no file", "a file of titles")
+        named = ratings_file.read_titles(*file, data.item_labels)
+        require(any(named), f"{titles} has no title for any item of {source}", "the same item ids")
+        data = replace(data, item_titles=named)
+    return data
 
 
 # ---------------------------------------------------------------- named data sets
 
 
-def _pip(requirement: str, output: str, _: object) -> None:
+def _pip(address: str, output: str, _: object) -> None:
     """A downloader for pooch that asks the package index for a wheel."""
+    name, version, *_ = Path(address).name.split("-")
     options = "--no-deps --only-binary=:all: --no-cache-dir --no-input --disable-pip-version-check"
-    command = [sys.executable, "-m", "pip", "download", requirement, *options.split()]
+    command = [sys.executable, "-m", "pip", "download", f"{name}=={version}", *options.split()]
     with tempfile.TemporaryDirectory() as folder:
         command += ["--quiet", "--timeout=10", "--retries=1", "--dest", folder]
         done = subprocess.run(command, capture_output=True, text=True, timeout=180)
@@ -242,89 +250,85 @@ def _pip(requirement: str, output: str, _: object) -> None:
 class Source:
     """A zip archive with the ratings of a data set, and how to get it."""
 
-    label: str
     address: str
-    file_name: str  # in the cache folder
     known_hash: str | None  # algorithm:digest, where it is published
     ratings: str  # the member with a table as `load` reads it
-    titles: str | None = None  # the member with lines of item, title and, if it likes, year
-    header: bytes = b""  # of the ratings, where the member has none
-    titles_in: tuple[str, str] = ("\t", "utf-8")  # separator and encoding
+    titles: str | None = None  # the member with titles as `load` reads them
+    columns: str | None = None  # of the ratings, where they have no header
     downloader: Callable = pooch.HTTPDownloader(timeout=5, progressbar=True)
+
+    @property
+    def path(self) -> Path:
+        return ratings_file.cache_folder() / Path(self.address).name
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set with a name: what its rows must be, where to get it, whom to thank."""
+    """A data set with a name: where to get it, what its rows must be, whom to thank."""
 
-    sha256: str  # of `canonical_rows`
     sources: tuple[Source, ...]  # tried in this order, after those in the cache folder
+    counts: tuple[int, int, int]  # of ratings, users and rated items
     about: str  # reference and licence, said when it is downloaded
+    sha256: str | None = None  # of `canonical_rows`, where it is known
 
 
-def _grouplens(name: str, known_hash: str | None, ratings: str, titles: str, **how) -> Source:
-    address, file_name = "https://files.grouplens.org/datasets/movielens/", f"{name}.zip"
-    return Source("GroupLens", address + file_name, file_name, known_hash, ratings, titles, **how)
-
-
-MOVIELENS = "MovieLens is GroupLens' (Harper and Konstan, ACM TiiS 5(4), 2015, "
-MOVIELENS += "https://doi.org/10.1145/2827872); its licence "
-
-DATASETS = {
-    "ml-100k": Dataset(
-        sha256="6cfffb52c89b05fbc3afb75f6912eeda04c81c2add0dc58e773a0ef6c8adb160",
-        sources=(
-            _grouplens(
-                "ml-100k",
-                "md5:0e33842e24a9c977be4e0107933c0723",
-                "ml-100k/u.data",
-                "ml-100k/u.item",
-                header=b"user\titem\trating\ttimestamp\n",
-                titles_in=("|", "latin-1"),
-            ),
-            Source(
-                "the RecBole wheel",
-                "recbole==1.2.1",
-                "recbole-1.2.1-py3-none-any.whl",
-                "sha256:9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407",
-                ratings="recbole/dataset_example/ml-100k/ml-100k.inter",
-                titles="recbole/dataset_example/ml-100k/ml-100k.item",
-                downloader=_pip,
-            ),
-        ),
-        about=MOVIELENS + "forbids redistribution",
+RECBOLE = Source(
+    "https://pypi.org/simple/recbole/recbole-1.2.1-py3-none-any.whl",
+    "sha256:9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407",
+    ratings="recbole/dataset_example/ml-100k/ml-100k.inter",
+    titles="recbole/dataset_example/ml-100k/ml-100k.item",
+    downloader=_pip,
+)
+CSV, DAT = ("ratings.csv", "movies.csv"), ("ratings.dat", "movies.dat")
+MOVIELENS = {  # name: MD5 of its archive, counts, members, SHA-256 of its rows, other sources
+    "ml-100k": (
+        "0e33842e24a9c977be4e0107933c0723",
+        (100_000, 943, 1_682),
+        ("u.data", "u.item"),
+        "6cfffb52c89b05fbc3afb75f6912eeda04c81c2add0dc58e773a0ef6c8adb160",
+        RECBOLE,
     ),
-    "ml-latest-small": Dataset(
-        sha256="24d50ac01a51dac1b87885bcab73be6b7b7f5d5dec04f0fe34a9de971881a3bd",
-        sources=(
-            _grouplens(
-                "ml-latest-small",
-                None,
-                "ml-latest-small/ratings.csv",
-                "ml-latest-small/movies.csv",
-                titles_in=(",", "utf-8"),
-            ),
-        ),
-        about=MOVIELENS + "lets redistribute under the same licence",
+    "ml-latest-small": (
+        *(None, (100_836, 610, 9_724), CSV),
+        "24d50ac01a51dac1b87885bcab73be6b7b7f5d5dec04f0fe34a9de971881a3bd",
     ),
-    "filmtrust": Dataset(
-        sha256="79d5b5f39676627f98ad8e8b5ff36d5c009e6e2a025ddda450d909bc99590355",
-        sources=(
-            Source(
-                "LibRec",
-                "https://guoguibing.github.io/librec/datasets/filmtrust.zip",
-                "filmtrust.zip",
-                None,
-                ratings="ratings.txt",
-                header=b"user,item,rating\n",
-            ),
-        ),
-        about="FilmTrust is Guo, Zhang and Yorke-Smith's (IJCAI 2013): cite their paper",
-    ),
+    "ml-1m": ("c4d9eecfca2ab87c1945afe126590906", (1_000_209, 6_040, 3_706), DAT),
+    "ml-10m": ("ce571fd55effeba0271552578f2648bd", (10_000_054, 69_878, 10_677), DAT),
+    "ml-20m": ("cd245b17a1ae2cc31bb14903e1204af3", (20_000_263, 138_493, 26_744), CSV),
+    "ml-25m": ("6b51fb2759a8657d3bfcbfc42b592ada", (25_000_095, 162_541, 59_047), CSV),
+    "ml-32m": ("d472be332d4daa821edc399621853b57", (32_000_204, 200_948, 84_432), CSV),
 }
-LARGEST_MEMBER = 2**30  # bytes; members are read in memory, never unpacked
-BROKEN = (OSError, ValueError, KeyError, RuntimeError, EOFError)  # what a source may run into
-BROKEN += (zipfile.BadZipFile, zlib.error, subprocess.SubprocessError)
+
+
+def _movielens(
+    name: str, md5: str | None, counts: tuple, members: tuple, sha256: str | None = None, *others
+) -> Dataset:
+    folder = "ml-10M100K" if name == "ml-10m" else name
+    source = Source(
+        f"https://files.grouplens.org/datasets/movielens/{name}.zip",
+        md5 and f"md5:{md5}",
+        *(f"{folder}/{member}" for member in members),
+        None if members == CSV else "user=1,item=2,rating=3,time=4",
+    )
+    about = "MovieLens is GroupLens' (Harper and Konstan, ACM TiiS 5(4), 2015, "
+    about += "https://doi.org/10.1145/2827872); the README in the archive has its licence"
+    return Dataset((source, *others), counts, about, sha256)
+
+
+DATASETS = {name: _movielens(name, *entry) for name, entry in MOVIELENS.items()}
+DATASETS["filmtrust"] = Dataset(
+    (
+        Source(
+            "https://guoguibing.github.io/librec/datasets/filmtrust.zip",
+            known_hash=None,
+            ratings="ratings.txt",
+            columns="user=1,item=2,rating=3",
+        ),
+    ),
+    (35_494, 1_508, 2_071),
+    "FilmTrust is Guo, Zhang and Yorke-Smith's (IJCAI 2013): cite their paper",
+    "79d5b5f39676627f98ad8e8b5ff36d5c009e6e2a025ddda450d909bc99590355",
+)
 
 
 def canonical_rows(data: Interactions) -> bytes:
@@ -340,52 +344,39 @@ def canonical_rows(data: Interactions) -> bytes:
 
 def _load_named(name: str) -> Interactions:
     """From the cache folder, else from each source in turn; pooch keeps only what has the hash."""
-    dataset, folder, failures = DATASETS[name], cache_folder(), []
+    dataset, failures = DATASETS[name], []
     pooch.get_logger().setLevel("ERROR")
-    for source in sorted(dataset.sources, key=lambda s: not (folder / s.file_name).exists()):
-        path = folder / source.file_name
-        here, wanted = path.exists(), (source.address, source.known_hash, source.file_name)
+    for source in sorted(dataset.sources, key=lambda source: not source.path.exists()):
+        path, here = source.path, source.path.exists()
         try:
-            pooch.retrieve(*wanted, folder, downloader=source.downloader)
-            data = _read_archive(name, source, path)
-        except BROKEN as error:
+            wanted = source.address, source.known_hash, path.name, path.parent
+            pooch.retrieve(*wanted, downloader=source.downloader)
+            data = _read_archive(name, source, path.read_bytes())
+        except (OSError, ValueError, subprocess.SubprocessError) as error:
             damaged = f"{path} is damaged, " if here else ""
-            failures.append(f"{damaged}{source.label}: {one_line(error)}")
+            failures.append(f"{damaged}{source.address.split('/')[2]}: {one_line(error)}")
             if not (here or source.known_hash):
-                path.unlink(missing_ok=True)  # nothing else checked what was downloaded
+                path.unlink(missing_ok=True)  # its rows were all there was to know it by
         else:
             say(f"{name} served by {path}" + ("" if here else f"; {dataset.about}"))
             return data
     found = f"{name} can't be had ({'; '.join(failures)})"
-    files = " or ".join(source.file_name for source in dataset.sources)
-    right = f"a network, or {files} in {folder}, or another file by --data PATH"
+    paths = " or ".join(str(source.path) for source in dataset.sources)
+    right = f"a network, or its archive as {paths}, or any file of ratings by --data PATH"
     raise FileNotFoundError(f"{found}; {right} would be right")
 
 
-def _title(title: str = "", year: str = "", *_: str) -> str:
-    if title == "unkonwn":  # so the wheel spells the one film without a year
-        return "unknown"
-    return f"{title} ({year})" if year.isdigit() else title
-
-
-def _read_archive(name: str, source: Source, path: Path) -> Interactions:
-    members, texts = [source.ratings] + [source.titles] * bool(source.titles), []
-    with zipfile.ZipFile(path) as archive:
-        for member in members:
-            size = archive.getinfo(member).file_size
-            found = f"{member} unpacks to {size:,} bytes"
-            require(size <= LARGEST_MEMBER, found, f"at most {LARGEST_MEMBER:,}")
-            texts.append(archive.read(member))
-    ratings = source.header + (texts[0].replace(b" ", b",") if source.header else texts[0])
-    columns = {"item_titles": None, **read_table(ratings, source.ratings)}
+def _read_archive(name: str, source: Source, archive: bytes) -> Interactions:
+    dataset, table = DATASETS[name], ratings_file.unpack(archive, name, source.ratings)
+    columns = ratings_file.read_table(table, source.ratings, source.columns)
     if source.titles:
-        separator, encoding = source.titles_in
-        quoting = csv.QUOTE_MINIMAL if separator == "," else csv.QUOTE_NONE
-        lines = texts[1].decode(encoding).splitlines()
-        rows = csv.reader(lines, delimiter=separator, quoting=quoting)
-        by_item = {item: _title(*cells) for item, *cells in rows}
-        columns["item_titles"] = np.array([by_item.get(str(k), "") for k in columns["item_labels"]])
+        titles = ratings_file.unpack(archive, name, source.titles), source.titles
+        columns["item_titles"] = ratings_file.read_titles(*titles, columns["item_labels"])
     data = Interactions(**columns, name=name)
-    sha256, expected = hashlib.sha256(canonical_rows(data)).hexdigest(), DATASETS[name].sha256
-    require(sha256 == expected, f"other rows than {name}'s: SHA-256 {sha256}", expected)
-    return replace(data, sha256=sha256)
+    counts = "{:,} ratings by {:,} users of {:,} items".format
+    found, right = counts(len(data), data.n_users, data.n_items), counts(*dataset.counts)
+    if dataset.sha256:
+        data = replace(data, sha256=hashlib.sha256(canonical_rows(data)).hexdigest())
+        found, right = found + f", SHA-256 {data.sha256}", right + f", SHA-256 {dataset.sha256}"
+    require(found == right, f"other rows than {name}'s: {found}", right)
+    return data

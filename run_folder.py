@@ -465,7 +465,7 @@ def load_run(folder: str | Path) -> Run:
             f"{folder} was written by an earlier version of this code, commit "
             f"{config.get('commit')}: that reads it"
         )
-    data = load(config["data"])
+    data = load(config["data"], config.get("columns"), config.get("titles"))
     if data.sha256 != config["data_sha256"]:
         raise ValueError(
             f"{config['data']} has SHA-256 {data.sha256}, but the run in {folder} "

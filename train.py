@@ -147,9 +147,13 @@ class Training:
     def __init__(self, args: dict, state: dict | None = None):
         set_machine(args)
         self.args, self.out = args, Path(args["out"])
-        self.data = load(args["data"])
+        self.data = load(args["data"], args["columns"], args["titles"])
         if self.data.n_items < 2:
             raise ValueError(f"{args['data']} has a single item: ranking needs at least 2")
+        rated = any(args["lambda_r"]) or args["weighting"] != ["fixed"]
+        if rated and np.ptp(self.data.ratings) == 0:
+            told = f"{args['data']} has no rating but {self.data.ratings[0]:g}"
+            raise ValueError(f"{told}: nothing to learn of it, give --lambda-r 0")
         self.runs = run_folder.plan_runs(args)
         # Runs of one split hold one object, whose baselines are computed once.
         data, options = self.data, (args["clip_ratings"], args["eval_chunk"])

@@ -78,7 +78,7 @@ def test_select_returns_the_epoch_best_on_the_validation_part(finished):
 
 def test_perfect_predictions_can_be_selected(command):
     write_csv("same.csv", [(u, i, 1) for u in range(30) for i in range(u % 7, 40, 3)])
-    more = "--validation 0.1 --select --clip-ratings --epochs 3"
+    more = "--lambda-f 1 --lambda-r 0 --validation 0.1 --select --clip-ratings --epochs 3"
     code, result, _ = command(f"--data same.csv {more}")
     assert code == 0 and result["mse"] == 0
 
@@ -107,7 +107,7 @@ def test_odd_but_sound_data_trains(command):
         assert code == 0 and 0 < result["mrr"] <= 1 and np.isfinite(result["mse"])
 
 
-ALL_PICKED = [(user, item, 3) for user in range(20) for item in range(5)]
+ALL_PICKED = [(user, item, 3 + item % 2) for user in range(20) for item in range(5)]
 
 
 @pytest.mark.parametrize(
