@@ -270,6 +270,7 @@ def counted(frame: pd.DataFrame) -> dict[str, str]:
         "seeds": str(seeds),
         "epochs": show(runs.epochs.max(), 0),
         "stacks": str(runs["stack"].nunique()),
+        "planned": str(len(design.STACKS)),
         "workers": str(design.WORKERS),
         "hours": show(hours, 1),
         "hours.each": show(hours / design.WORKERS, 1),
