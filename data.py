@@ -198,10 +198,9 @@ def load(
     """The ratings of a named data set (`DATASETS`) or of a file.
 
     A file is a table with columns for user, item, rating and, if it likes, time, title and year,
-    known by their names (`ratings_file.NAMES`) or by `columns`: "user=uid,item=3" tells names or
-    numbers from 1, "time=" that there is none. Without a header they stand in this order. Fields
-    may be quoted; tabs, `::`, `;`, `,`, `|` or blanks separate them, whichever the first line has
-    first (blanks if nothing else). The file may be packed by gzip, zip or parquet.
+    known by `ratings_file.NAMES` or by `columns`: "user=uid,item=3" tells names or numbers from 1,
+    "time=" that there is none; without a header they stand in this order. Tabs, `::`, `;`, `,` or
+    `|` separate them, whichever comes first, else blanks. The file may be gzip, zip or parquet.
 
     Text is UTF-8. Ids are text, kept as they are; ratings finite decimals, with a comma if `;`
     separates; times whole numbers or dates (ISO 8601, UTC if they name no zone, cut to the second).
@@ -315,16 +314,10 @@ def _movielens(
     return Dataset((source, *others), counts, about, sha256)
 
 
+LIBREC = "https://guoguibing.github.io/librec/datasets/filmtrust.zip"
 DATASETS = {name: _movielens(name, *entry) for name, entry in MOVIELENS.items()}
 DATASETS["filmtrust"] = Dataset(
-    (
-        Source(
-            "https://guoguibing.github.io/librec/datasets/filmtrust.zip",
-            known_hash=None,
-            ratings="ratings.txt",
-            columns="user=1,item=2,rating=3",
-        ),
-    ),
+    (Source(LIBREC, None, "ratings.txt", columns="user=1,item=2,rating=3"),),
     (35_494, 1_508, 2_071),
     "FilmTrust is Guo, Zhang and Yorke-Smith's (IJCAI 2013): cite their paper",
     "79d5b5f39676627f98ad8e8b5ff36d5c009e6e2a025ddda450d909bc99590355",

@@ -140,9 +140,8 @@ def unpack(content: bytes, shown: str, wanted: str = "rating") -> bytes:
             with zipfile.ZipFile(io.BytesIO(content)) as archive:
                 names = [x for x in archive.namelist() if wanted in x] or archive.namelist()
                 require(len(names) == 1, f"it holds {', '.join(names[:5])}", "one file")
-                found = f"{names[0]} unpacks to {archive.getinfo(names[0]).file_size:,} bytes"
-                fits = archive.getinfo(names[0]).file_size <= LARGEST_MEMBER
-                require(fits, found, f"at most {LARGEST_MEMBER:,}")
+                size, most = archive.getinfo(names[0]).file_size, f"at most {LARGEST_MEMBER:,}"
+                require(size <= LARGEST_MEMBER, f"{names[0]} has {size:,} bytes", most)
                 return archive.read(names[0])
     except Exception as error:  # each format and library has its own
         found = f"{shown} can't be unpacked ({one_line(error)})"
@@ -164,9 +163,9 @@ def _parse(content: bytes, shown: str, columns: str | None) -> dict[str, np.ndar
     headed = not DECIMAL.fullmatch(first[positions["rating"]].replace(",", "."))
     names = list(map(repr, first)) if headed else range(1, len(first) + 1)
     fields = {kind: (k, names[k], readers[kind]) for kind, k in positions.items()}
-    cells, text = {}, content[FIRST_LINE.match(content).span(1)[headed] :]
+    cells, start = {}, FIRST_LINE.match(content).span(1)[headed]
     for whole in ({"user", "item", "time"}, {"time"}, set()):
-        cells = cells or _by_pandas(text, separator, len(first), fields, whole)
+        cells = cells or _by_pandas(content, start, separator, len(first), fields, whole)
     rows = itertools.islice(_records(content, separator, shown), headed, None)
     cells = cells or _by_csv(rows, len(first), fields, shown)
     arrays = {"ratings": cells["rating"].astype(np.float32)}
@@ -202,8 +201,10 @@ def _separated(content: bytes) -> tuple[bytes, str]:
     return content, separator
 
 
-def _by_pandas(text: bytes, separator: str, width: int, fields: dict, whole: set[str]) -> dict:
-    """The cells of a plain file by kind; {} if it isn't, or a cell is wrong.
+def _by_pandas(
+    content: bytes, start: int, separator: str, width: int, fields: dict, whole: set[str]
+) -> dict[str, np.ndarray]:
+    """The cells by kind of what is plain from `start`; {} if it isn't, or a cell is wrong.
 
     Those of the kinds in `whole` are canonical integers, all others are texts. Pandas pads short
     rows, trims blanks and takes "007" for 7 in silence: then what it read has more separators or
@@ -211,17 +212,22 @@ def _by_pandas(text: bytes, separator: str, width: int, fields: dict, whole: set
     """
     types = dict.fromkeys(range(width), object)
     types |= {k: np.int64 for kind, (k, *_) in fields.items() if kind in whole}
-    options = {"header": None, "na_filter": False, "low_memory": False, "quoting": csv.QUOTE_NONE}
-    if b'"' in text or b"\0" in text or text.count(b"\r") != text.count(b"\r\n"):
+    separators, returns, ends, line_ends, quotes, nulls = (
+        content.count(x, start) for x in (separator.encode(), b"\r", b"\n", b"\r\n", b'"', b"\0")
+    )
+    if quotes or nulls or returns != line_ends:
         return {}
+    options = {"sep": separator, "header": None, "na_filter": False, "quoting": csv.QUOTE_NONE}
+    file = io.BytesIO(content)
+    file.seek(start)
     try:
         with np.errstate(invalid="ignore"):
-            table = pd.read_csv(io.BytesIO(text), sep=separator, dtype=types, **options)
+            table = pd.read_csv(file, dtype=types, **options)
         columns = [table[k].to_numpy() for k in table]
         columns = [(None, x) if x.dtype == np.int64 else pd.factorize(x) for x in columns]
-        read = len(columns), len(table) * (width - 1)
-        found = len(text.translate(None, f"{separator}\r\n".encode()))
-        if read != (width, text.count(separator.encode())) or found != _characters(columns):
+        if len(columns) != width or separators != len(table) * (width - 1):
+            return {}
+        if _characters(columns) != len(content) - start - separators - returns - ends:
             return {}
         cells = {}
         for kind, (k, _, read) in fields.items():
