@@ -105,7 +105,6 @@ def make_evaluator(args, data: Interactions, splits: list[Split], held_out: str,
         np.stack(known),
         members=args["ensemble"],
         clip=[(r.min(), r.max()) for r in trained] if args["clip_ratings"] else None,
-        chunk=args["eval_chunk"],
         device=args["device"],
     )
 
