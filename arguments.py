@@ -43,7 +43,6 @@ class Command:
     select: Annotated[bool, "return the epoch of the best validation log MRR − log MSE"] = False
     clip_ratings: Annotated[bool, "clip predictions to the training ratings' range"] = False
     eval_every: Annotated[int, "epochs from one evaluation to the next", COUNT] = 1
-    eval_chunk: Annotated[int, "rows of scores, one a run and user, held at a time", COUNT] = 1024
     device: Annotated[str, "cpu, cuda or cuda:N"] = "cpu"
     threads: Annotated[int, "CPU threads: with 1 a busy core costs little", (1, 1024)] = 1
     deterministic: Annotated[bool, "torch's deterministic algorithms; a CPU needs none"] = False

@@ -8,6 +8,7 @@ Recommendation", KDD 2020).
     evaluate(net)[0]["mrr"]                                        # each epoch; run 0
 """
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,7 +17,9 @@ import torch
 
 from data import Interactions, Split
 
-CPU_BLOCK = 2**17  # scores compared at a time: twice 512 KiB of float32 stay in the L2 cache
+SCORES = {"cpu": 2**20, "cuda": 2**27}  # held at a time: 4 MiB stay in a cache, 512 fill a GPU
+COMPARED = 2**19  # at a time, on the CPU: 1 MiB of outcomes stay in the L2 cache
+SORTED_FROM = 13  # test items of a row that make it worth sorting: fewer are compared with it
 
 
 class FullRanking:
@@ -26,97 +29,108 @@ class FullRanking:
 
         rank = (1 + #{j: s_uj > s_ui} + #{j: s_uj >= s_ui}) / 2,
 
-    one plus the items scored higher plus half the other items scored the same: tied items share
-    the average of the places they fill, so a model gains nothing by scoring everything the same.
+    so tied items share the average of their places: scoring everything the same gains nothing.
     Seen items have score -inf: they come last, tied with each other and with whatever the model
     itself puts at -inf. A test item that is also listed as seen is ranked as seen.
 
-    The pairs to rank are integers (R, T) from 0, those that rank last (R, S), with S perhaps 0;
-    `n_items` is at most 2**23, since counts are summed in float32. No more than `chunk` score rows
-    (runs x users) are asked for at once, though never less than one user of every run, on
-    `device`. Peak memory is about three times chunk x n_items scores (on the CPU little more than
-    one), besides 8 bytes per seen and 24 per test pair.
-
-    Raises ValueError for other shapes, no test pair, ids out of range, sizes below 1.
+    The pairs to rank are integers (R, T) from 0, those that rank last (R, S), with S perhaps 0.
+    SCORES of runs times `members` are held at a time, or one user's of each; 8 bytes a seen pair
+    and 24 a test pair besides. Raises ValueError for other shapes, no test pair, ids out of range.
     """
 
     def __init__(
-        self, n_items, test_users, test_items, seen_users, seen_items, chunk=1024, device="cpu"
+        self, n_items, test_users, test_items, seen_users, seen_items, members=1, device="cpu"
     ):
-        test_users, test_items = _arrays(2, test_users=test_users, test_items=test_items)
-        seen_users, seen_items = _arrays(2, seen_users=seen_users, seen_items=seen_items)
+        test_users, test_items = _arrays(2, n_items, test_users=test_users, test_items=test_items)
+        seen_users, seen_items = _arrays(2, n_items, seen_users=seen_users, seen_items=seen_items)
         (n_runs, n_tests), n_seen = test_users.shape, len(seen_users)
-        _require(1 <= n_items <= 2**23, f"n_items must be from 1 to 2**23, got {n_items}")
-        _require(chunk >= 1, f"chunk must be at least 1 score row, got {chunk}")
         _require(n_tests, "there is no test pair to rank")
         _require(n_seen == n_runs, f"test pairs are of {n_runs} runs, seen pairs of {n_seen}")
-        for name, ids in (("test_items", test_items), ("seen_items", seen_items)):
-            most = ids.max(initial=0)
-            _require(most < n_items, f"{name} must be below n_items = {n_items}, got {most}")
-        self.n_items, self.device, self.shape = n_items, torch.device(device), test_users.shape
-        scored = np.unique(test_users)
-        place = np.full(max(scored[-1], seen_users.max(initial=0)) + 1, -1)
-        place[scored] = np.arange(len(scored))
-        width = max(1, chunk // n_runs)  # users of a chunk
-        starts = np.arange(0, len(scored), width)
+        self.n_items, self.shape = n_items, test_users.shape
+        on_cpu = torch.device(device).type == "cpu"
+        chunk = SCORES["cpu" if on_cpu else "cuda"] // n_items  # score rows
+        # Users in the order of how many tests they have, in chunks of `width`, the last padded.
+        n_users = 1 + max(test_users.max(), seen_users.max(initial=0))
+        counts = np.bincount(test_users.ravel(), minlength=n_users)
+        scored = np.argsort(counts, kind="stable")[np.count_nonzero(counts == 0) :]
+        n_chunks = -(-len(scored) // max(1, chunk // (n_runs * members)))
+        width, place = -(-len(scored) // n_chunks), np.arange(len(scored))
+        users = np.pad(scored, (0, n_chunks * width - len(scored)), "edge").reshape(-1, width)
 
         def addresses(users, items):
-            """Places of the scored users' pairs in the chunks' (runs, users, items) scores."""
-            pair = np.nonzero(place[users] >= 0)  # run, column
-            chunk, at = np.divmod(place[users[pair]], width)
-            row = pair[0] * np.minimum(width, len(scored) - chunk * width) + at
-            return (chunk * width * n_runs + row) * n_items + items[pair]
+            """Places of pairs in the chunks' (runs, users, items) scores; others' are past them."""
+            found, rows = items.copy(), np.full(n_users, n_chunks * n_runs * width)
+            for run in range(n_runs):
+                rows[scored] = (place // width * n_runs + run) * width + place % width
+                found[run] += (rows * n_items)[users[run]]
+            return found.ravel()
 
-        seen = np.sort(addresses(seen_users, seen_items))
-        test = addresses(test_users, test_items)
-        order = np.argsort(test)
+        seen, test = np.sort(addresses(seen_users, seen_items)), addresses(test_users, test_items)
+        order, size = np.argsort(test), n_runs * width * n_items
+        test, self._chunks = test[order], []  # user ids, addresses of seen and test pairs, blocks
+        for begin, user_ids in zip(range(0, n_chunks * size, size), users, strict=True):
+            masked, part = (slice(*x.searchsorted([begin, begin + size])) for x in (seen, test))
+            # A block is of score rows with as many tests, which are compared with it together.
+            row, n_tests = np.unique((test[part] - begin) // n_items, return_counts=True)
+            by_count, blocks = np.argsort(n_tests.repeat(n_tests), kind="stable"), []
+            order[part], tests = order[part][by_count], test[part][by_count]
+            for n in np.unique(n_tests).tolist():
+                step = max(1, (COMPARED // n_items if on_cpu else chunk) // n)
+                alike = row[n_tests == n]
+                for rows in np.split(alike, range(step, len(alike), step)):
+                    near = rows[-1] - rows[0] < len(rows)  # side by side: a view will do
+                    rows = slice(rows[0], rows[-1] + 1) if near else torch.tensor(rows).to(device)
+                    blocks.append((n, rows))
+            arrays = user_ids, seen[masked] - begin, tests - begin
+            self._chunks.append((*(torch.tensor(x, device=device) for x in arrays), blocks))
         self._order = torch.from_numpy(order)  # of the ranked pairs in the flattened (R, T)
-        self._chunks = []  # (user ids, addresses of seen pairs, of test pairs, rows of test pairs)
-        first = starts * n_runs * n_items  # address of each chunk
-        parts = [np.split(a, np.searchsorted(a, first[1:])) for a in (seen, test[order])]
-        for k, (mask, pairs) in enumerate(zip(*parts, strict=True)):
-            pairs = pairs - first[k]
-            arrays = scored[starts[k] :][:width], mask - first[k], pairs, pairs // n_items
-            self._chunks.append([torch.from_numpy(a).to(self.device) for a in arrays])
-        on_cpu = self.device.type == "cpu"
-        self._block = max(1, CPU_BLOCK // n_items) if on_cpu else n_runs * width  # pairs at once
+        word = min(-(-n_items // 8), 255)  # so many words of 0 and 1 add up within their bytes
+        shape = max(COMPARED // n_items, SORTED_FROM), 2, -(-n_items // (8 * word)), word
+        self._words = torch.zeros(shape, dtype=torch.int64) if on_cpu else None
 
     @torch.no_grad()
     def ranks(self, catalogue_scores):
         """Rank of every test pair, float64 (R, T) on the CPU, in the order of `test_users`.
 
         NaN in the runs that have a NaN among their scores. ``catalogue_scores`` takes user ids,
-        int64 (U,) on the device, and returns floating-point scores (R, U, n_items), higher = more
-        likely. They are overwritten: return fresh scores, not a view of something kept. Only users
-        with test items are asked for. Raises ValueError for scores of another shape or type.
+        int64 (U,) on the device, of users with test items, and returns fresh floating-point scores
+        (R, U, n_items), higher = more likely, which are overwritten. Raises ValueError for others.
         """
-        ranks, highest, buffer = [], [], None
-        for user_ids, mask, pairs, rows in self._chunks:
-            scores = catalogue_scores(user_ids)
-            asked, got = (self.shape[0], len(user_ids), self.n_items), tuple(scores.shape)
-            told = f"catalogue scores must be floating-point of shape (R, U, n_items) = {asked}, "
-            told += f"got {scores.dtype} of shape {got}"
-            _require(got == asked and scores.is_floating_point(), told)
-            exact = torch.promote_types(scores.dtype, torch.float32)  # half couldn't hold counts
-            scores = scores.to(exact).contiguous()
-            highest.append(scores.flatten(1).amax(1))  # NaN if any score is
-            scores.view(-1).index_fill_(0, mask, -torch.inf)
-            scores, own = scores.view(-1, self.n_items), scores.view(-1).take(pairs)
-            if buffer is None:
-                buffer = scores.new_empty(self._block, self.n_items)
-            counts = scores.new_empty(len(rows))  # #{>} + #{>=}
-            blocks = [x.split(self._block) for x in (rows, own[:, None], counts)]
-            for row, score, count in zip(*blocks, strict=True):
-                others = scores.index_select(0, row)
-                # Comparisons written as 0.0 and 1.0: bools are several times slower to sum.
-                at_least = torch.ge(others, score, out=buffer[: len(row)])
-                torch.sum(at_least.add_(others.gt_(score)), 1, out=count)
-            ranks.append(counts)
-        result = torch.empty(len(self._order), dtype=torch.float64)
-        result[self._order] = torch.cat(ranks).cpu().double()
-        ranks = result.add_(1).div_(2).view(self.shape)
-        ranks[torch.stack(highest).isnan().any(0).cpu()] = torch.nan
-        return ranks
+        counts, highest = [], []
+        for user_ids, masked, tests, blocks in self._chunks:
+            scores, shape = catalogue_scores(user_ids), (self.shape[0], len(user_ids), self.n_items)
+            told = f"(R, U, n_items) = {shape}, got {scores.dtype} of shape {tuple(scores.shape)}"
+            sound = scores.shape == shape and scores.is_floating_point()
+            _require(sound, f"catalogue scores must be floating-point of shape {told}")
+            exact = torch.promote_types(scores.dtype, torch.float32)  # NumPy knows no bfloat16
+            scores = scores.to(exact).contiguous().view(-1, self.n_items)
+            highest.append(scores.view(shape[0], -1).amax(1))  # NaN if any score is
+            scores.view(-1).index_fill_(0, masked, -torch.inf)
+            own, done = scores.view(-1).take(tests), 0
+            for n, rows in blocks:
+                others, first = scores[rows], done
+                done += len(others) * n
+                counts.append(self._count(others, own[first:done].view(-1, n)).view(-1))
+        ranks = torch.empty(len(self._order), dtype=torch.float64)
+        ranks[self._order] = torch.cat(counts).cpu().double().add_(1).div_(2)
+        nan = torch.stack(highest).isnan().any(0).cpu()
+        return ranks.view(self.shape).masked_fill_(nan[:, None], torch.nan)
+
+    def _count(self, others, own):
+        """#{others > own} + #{others >= own}: (m, n_items), overwritten, and (m, k) -> (m, k)."""
+        on_cpu = self._words is not None  # where NumPy sorts 20 times as fast as torch
+        if own.shape[1] >= SORTED_FROM:
+            others = torch.from_numpy(np.sort(others.numpy())) if on_cpu else others.sort().values
+            below = torch.searchsorted(others, own) + torch.searchsorted(others, own, right=True)
+            return 2 * self.n_items - below
+        others, own = others[:, None], own[..., None]
+        if not on_cpu:
+            return (others > own).sum(-1) + (others >= own).sum(-1)
+        words = self._words[: own.numel()]  # bytes of 0 and 1, added up by eights: twice as fast
+        flags = words.numpy().view(np.bool_).reshape(*own.shape[:2], 2, -1)[..., : self.n_items]
+        np.greater(others.numpy(), own.numpy(), out=flags[:, :, 0])
+        np.greater_equal(others.numpy(), own.numpy(), out=flags[:, :, 1])
+        return words.sum(-1).view(torch.uint8).view(*own.shape[:2], -1).sum(-1)
 
 
 class Evaluator:
@@ -125,18 +139,18 @@ class Evaluator:
     Of all interactions (N,), the rows `held_out` (R, T) test each run and the items of the rows
     `seen` (R, S) rank last; items are numbered up to the largest id. M = `members` networks of the
     stack in a row make a run, which predicts their mean. `clip` has for each run (low, high), the
-    range its predicted ratings are cut to, or None. `chunk` and `device` are FullRanking's.
+    range its predicted ratings are cut to, or None.
     """
 
-    def __init__(
-        self, users, items, ratings, held_out, seen, members=1, clip=None, chunk=1024, device="cpu"
-    ):
+    def __init__(self, users, items, ratings, held_out, seen, members=1, clip=None, device="cpu"):
         self.users, self.items, self.ratings = users[held_out], items[held_out], ratings[held_out]
         self.members, self.device = members, device
-        self.clip = [own or (-np.inf, np.inf) for own in clip or [None] * len(held_out)]
-        self.size = max(1, 64 * chunk // (len(held_out) * members))  # pairs whose features fit
-        pairs, chunk = (self.users, self.items, users[seen], items[seen]), max(1, chunk // members)
-        self.ranking = FullRanking(int(items.max()) + 1, *pairs, chunk=chunk, device=device)
+        clip = [own or (-np.inf, np.inf) for own in clip or [None] * len(held_out)]
+        self.clip = np.transpose(clip)[..., None]
+        self.size = max(1, 2**16 // (len(held_out) * members))  # pairs whose features fit
+        seen = np.sort(seen, 1)  # gathered faster
+        pairs = self.users, self.items, users[seen], items[seen]
+        self.ranking = FullRanking(int(items.max()) + 1, *pairs, members, device)
 
     @torch.no_grad()
     def __call__(self, net):
@@ -146,16 +160,17 @@ class Evaluator:
         ``net`` has `catalogue_scores((U,) user ids) -> (R·M, U, n_items)` and
         `ratings((R·M, T) user ids, (R·M, T) item ids) -> (R·M, T)`.
         """
-        ranks, predicted = self.ranking.ranks(lambda ids: self._mean(net.catalogue_scores(ids))), []
+        predicted = []
+        with getattr(net, "catalogue_kept", contextlib.nullcontext)():
+            ranks = self.ranking.ranks(lambda ids: self._mean(net.catalogue_scores(ids)))
         pairs = [torch.as_tensor(ids).split(self.size, 1) for ids in (self.users, self.items)]
         for ids in zip(*pairs, strict=True):
             ids = [part.to(self.device).repeat_interleave(self.members, 0) for part in ids]
             predicted.append(self._mean(net.ratings(*ids)).cpu())
         predicted = torch.cat(predicted, 1)
         predicted[predicted.isinf()] = torch.nan  # clipping would make it a number
-        for own, clip in zip(predicted, self.clip, strict=True):
-            own.clip_(*clip)
-        values = ranks.numpy(), self.users, predicted.double().numpy(), self.ratings
+        predicted = predicted.double().numpy().clip(*self.clip)
+        values = ranks.numpy(), self.users, predicted, self.ratings
         with np.errstate(all="ignore"):  # of a run that is no longer finite
             return [metrics(HeldOut(*own)) for own in zip(*values, strict=True)]
 
@@ -178,9 +193,7 @@ class HeldOut:
     def __init__(self, ranks=None, users=None, predicted=None, ratings=None):
         self.ranks, self.users, self.predicted, self.ratings = ranks, users, predicted, ratings
         if users is not None:
-            n_tests = np.bincount(users)
-            self.user_ids = np.flatnonzero(n_tests)
-            self.n_tests = n_tests[self.user_ids]
+            self.user_ids, self.n_tests = np.unique(users, return_counts=True)
 
     def by_user(self, values):
         """The mean of values (T,) over each user's interactions: (U,), in user_ids' order."""
@@ -248,8 +261,7 @@ def metrics(run, names=METRICS):
 def ranked(ranks, users):
     """The HeldOut of ranks (T,) alone, of test items of users (T,).
 
-    Raises ValueError for no ranks or users of another shape, ranks that aren't finite and at least
-    1, users that aren't integers from 0.
+    Raises ValueError for none, other shapes, ranks not finite or below 1, users not integers >= 0.
     """
     ranks, users = _arrays(1, ranks=ranks, users=users)
     _require(ranks.size, "there is no rank to average")
@@ -262,17 +274,10 @@ def ranking_metrics(ranks, users):
     return metrics(ranked(ranks, users), ("mrr", "mrr_first", "ndcg_at_10", "recall_at_10"))
 
 
-def reciprocal_ranks_by_user(ranks, users):
-    """Users with test items (U,), ascending, and for each what "mrr" is the mean of (U,)."""
-    run = ranked(ranks, users)
-    return run.user_ids, run.by_user(1 / run.ranks)
-
-
 def mean_squared_error(predicted, ratings, clip=None):
     """Mean of (predicted - ratings)**2, in squared rating units, of (T,) cut to clip (low, high).
 
-    Raises ValueError for no ratings, unequal shapes, a range upside down, and FloatingPointError
-    for a rating that isn't finite.
+    Raises ValueError for none, unequal shapes, low > high; FloatingPointError for no finite rating.
     """
     predicted, ratings = _arrays(1, predicted=predicted, ratings=ratings)
     _require(ratings.size, "there is no rating to compare with")
@@ -282,11 +287,6 @@ def mean_squared_error(predicted, ratings, clip=None):
     low, high = clip or (-np.inf, np.inf)
     _require(low <= high, f"clip must be (low, high) with low <= high, got {clip}")
     return metrics(HeldOut(predicted=predicted.clip(low, high), ratings=ratings), ["mse"])["mse"]
-
-
-def popularity_scores(items, n_items):
-    """Training interactions of each item, float64 (n_items,): one ranking for all users."""
-    return np.bincount(items, minlength=n_items).astype(np.float64)
 
 
 def fit_biases(
@@ -308,30 +308,27 @@ def fit_biases(
     return mean, user_bias, item_bias
 
 
-def baselines(
-    data: Interactions, split: Split, clip_ratings: bool = False, chunk: int = 1024
-) -> dict[str, float]:
+def baselines(data: Interactions, split: Split, clip_ratings: bool = False) -> dict[str, float]:
     """What a run must beat on its test part: "popularity_mrr", "global_mean_mse", "biases_mse".
 
     And popularity's other ranking metrics, "popularity_ndcg_at_10" and the like. Fitted on the
     training part. As for a run, training and validation items rank last, and with `clip_ratings`
-    predictions are cut to the range of the training ratings. `chunk` is FullRanking's.
+    predictions are cut to the range of the training ratings.
     """
     users, items, ratings = data.user_ids, data.item_ids, data.ratings
     train, test, seen = split.train, split.test, np.concatenate([split.train, split.validation])
     pairs = [ids[rows][None] for rows in (test, seen) for ids in (users, items)]
-    scores = torch.from_numpy(popularity_scores(items[train], data.n_items)).float()
-    full = FullRanking(data.n_items, *pairs, chunk=chunk)
-    ranks = full.ranks(lambda ids: scores.repeat(1, len(ids), 1))
+    scores = torch.from_numpy(np.bincount(items[train], minlength=data.n_items)).double()
+    ranks = FullRanking(data.n_items, *pairs).ranks(lambda ids: scores.repeat(1, len(ids), 1))
     columns = users[train], items[train], ratings[train]
     mean, user_bias, item_bias = fit_biases(*columns, data.n_users, data.n_items)
     by_biases = mean + user_bias[users[test]] + item_bias[items[test]]
     clip = (ratings[train].min(), ratings[train].max()) if clip_ratings else None
     ranking = ranking_metrics(ranks[0], users[test])
-    return {f"popularity_{name}": value for name, value in ranking.items()} | {
-        "global_mean_mse": mean_squared_error(np.full(len(test), mean), ratings[test], clip),
-        "biases_mse": mean_squared_error(by_biases, ratings[test], clip),
-    }
+    levels = {f"popularity_{name}": value for name, value in ranking.items()}
+    levels["global_mean_mse"] = mean_squared_error(np.full(len(test), mean), ratings[test], clip)
+    levels["biases_mse"] = mean_squared_error(by_biases, ratings[test], clip)
+    return levels
 
 
 def _require(sound, told):
@@ -339,21 +336,21 @@ def _require(sound, told):
         raise ValueError(told)
 
 
-def _arrays(n_dims, **arrays):
+def _arrays(n_dims, n_items=np.inf, **arrays):
     """NumPy arrays of one shape: int64 from 0 where the name says users or items, else float64."""
     found = []
     for name, values in arrays.items():
         values = torch.as_tensor(values).detach().cpu()
-        if name.endswith(("users", "items")):
-            values = values.numpy()
-            sound = values.dtype.kind in "iu" or not values.size
-            _require(sound, f"{name} must be integers, got {values.dtype}")
-            values = values.astype(np.int64)
-            least = values.min(initial=0)
-            _require(least >= 0, f"{name} must be at least 0, got {least}")
-        else:
-            values = values.double().numpy()
-        found.append(values)
+        if not name.endswith(("users", "items")):
+            found.append(values.double().numpy())
+            continue
+        values = values.numpy()
+        sound, least = values.dtype.kind in "iu", values.min(initial=0)
+        _require(sound or not values.size, f"{name} must be integers, got {values.dtype}")
+        _require(least >= 0, f"{name} must be at least 0, got {least}")
+        most = values.max(initial=-1) if name.endswith("items") else -1
+        _require(most < n_items, f"{name} must be below n_items = {n_items}, got {most}")
+        found.append(values.astype(np.int64, copy=False))
     one, other = (values.shape for values in found)
     told = f"{' and '.join(arrays)} must have one shape ({'runs, pairs' if n_dims > 1 else 'T,'}), "
     _require(one == other and len(one) == n_dims, f"{told}got {one} and {other}")

@@ -18,9 +18,10 @@ interacted with), biases in the rating head, other rating heads (RATING_HEADS).
 Shapes: R runs, B batch, D embedding dimension, H hidden units, W = D_F + D_R - K row width.
 """
 
+import contextlib
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated
 
@@ -286,6 +287,7 @@ class MultiTaskNet(nn.Module):
             self.history_users = table("history_users", n_users)
         self.by_user: Interacted | None = None
         self.by_item: Interacted | None = None
+        self.kept_columns: Tensor | None = None
         for name, parameter in self.named_parameters():
             if len(parameter) != len(seeds):  # runs would share it
                 raise ValueError(
@@ -451,8 +453,23 @@ class MultiTaskNet(nn.Module):
         """(R, U) user ids, or (U,) for the same in each run -> (R, U, n_items) scores p_ij."""
         user_ids = user_ids.expand(len(self.users), -1)
         u = self.ranking_window(self.user_rows(user_ids))
-        q = self.ranking_window(self.catalogue())
-        return self.scores_of_all(u, q, self.rows(self.user_bias, user_ids))
+        scores = self.rows(self.user_bias, user_ids) + self.item_bias.transpose(1, 2)
+        return scores.baddbmm_(u, self.columns())  # in place: it may be the largest array
+
+    def columns(self) -> Tensor:
+        """(R, D_F, n_items), q_j of all items in the ranking window."""
+        if self.kept_columns is not None:
+            return self.kept_columns
+        return self.ranking_window(self.catalogue()).transpose(1, 2)
+
+    @contextlib.contextmanager
+    def catalogue_kept(self) -> Iterator[None]:
+        """Within it parameters don't change: the catalogue is put together once for all scores."""
+        self.kept_columns = self.columns().contiguous()
+        try:
+            yield
+        finally:
+            self.kept_columns = None
 
     def scores_of_all(self, u: Tensor, q: Tensor, user_bias: Tensor | float = 0.0) -> Tensor:
         """p of all pairs, from (R, U, D_F) and (R, n_items, D_F): (R, U, n_items)."""

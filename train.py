@@ -106,7 +106,6 @@ def make_evaluator(args, data: Interactions, splits: list[Split], held_out: str,
         np.stack(known),
         members=args["ensemble"],
         clip=[(r.min(), r.max()) for r in trained] if args["clip_ratings"] else None,
-        chunk=args["eval_chunk"],
         device=args["device"],
     )
 
@@ -156,11 +155,11 @@ class Training:
             raise ValueError(f"{told}: nothing to learn of it, give --lambda-r 0")
         self.runs = run_folder.plan_runs(args)
         # Runs of one split hold one object, whose baselines are computed once.
-        data, options = self.data, (args["clip_ratings"], args["eval_chunk"])
+        data, clip = self.data, args["clip_ratings"]
         split = functools.cache(lambda seed: make_split(args, data, seed))
         one = args["split"] == "temporal" or args["split_seed"] is not None
         self.splits = [split(0 if one else run["seed"]) for run in self.runs]
-        self.baselines = functools.cache(lambda split: baselines(data, split, *options))
+        self.baselines = functools.cache(lambda split: baselines(data, split, clip))
         self.stack = make_stack(args, self.data, self.runs, self.splits)
         self.test = make_evaluator(args, self.data, self.splits, "test", "train", "validation")
         self.validate = None

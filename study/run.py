@@ -27,7 +27,7 @@ import numpy as np
 import train
 from arguments import Parser, number, resolve, seed_list
 from data import load, random_split, temporal_split
-from evaluation import FullRanking, baselines, reciprocal_ranks_by_user
+from evaluation import FullRanking, baselines, ranked
 from run_folder import finished_results, load_run, read_resume, write_whole
 from study import faults
 from study.controls import controlled, register, tell_weights
@@ -119,8 +119,9 @@ def users_reciprocal_ranks(run) -> list[float | None]:
     pairs = [ids[rows][None] for rows in (split.test, seen) for ids in columns]
     ranking = FullRanking(data.n_items, *pairs)
     ranks = ranking.ranks(lambda ids: run.model.interaction_scores(ids)[None])
-    users, values = reciprocal_ranks_by_user(ranks[0], data.user_ids[split.test])
-    known = dict(zip(users.tolist(), values.tolist(), strict=True))
+    tests = ranked(ranks[0], data.user_ids[split.test])
+    values = tests.by_user(1 / tests.ranks)
+    known = dict(zip(tests.user_ids.tolist(), values.tolist(), strict=True))
     return [rounded(known.get(user), 5) for user in range(data.n_users)]
 
 

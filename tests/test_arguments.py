@@ -46,7 +46,7 @@ BAD = """
 --seeds 0-99999999999                   | 0-99999999999
 --threads 10000000000                   | 10000000000
 --embedding-dim 1000000000              | 1000000000
---eval-chunk 99999999999999999999       | 99999999999999999999
+--eval-every 99999999999999999999       | 99999999999999999999
 --split temporal --split-seed 3         | --split-seed has no effect
 --batch-by user                         | --batch-by user needs a loss over the catalogue
 --weight-decay 1 2                      | --weight-decay takes 1 or 3 values

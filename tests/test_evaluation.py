@@ -1,6 +1,7 @@
 """evaluation.py against loops that share no code with it, and against values worked out by hand."""
 
 import math
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,14 +12,15 @@ from hypothesis import strategies as st
 from data import random_split
 from evaluation import (
     METRICS,
+    SCORES,
     Evaluator,
     FullRanking,
     Metric,
     baselines,
     fit_biases,
     mean_squared_error,
+    ranked,
     ranking_metrics,
-    reciprocal_ranks_by_user,
 )
 
 
@@ -65,14 +67,20 @@ def stack(seed, n_runs=3, n_users=7, n_items=11, n_test=12, n_seen=30, levels=5)
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.data(), st.integers(1, 40))
-def test_ranks_agree_with_a_slow_loop_run_by_run(data, chunk):
+@given(st.data(), st.integers(1, 500), st.sampled_from([1, 3, 13]), st.booleans())
+def test_ranks_agree_with_a_slow_loop_run_by_run(data, chunk, sorted_from, on_gpu):
     n_runs, n_users, n_items = (data.draw(st.integers(1, high)) for high in (4, 6, 12))
     n_test = data.draw(st.integers(1, n_users * n_items))
     n_seen = data.draw(st.integers(0, n_users * n_items - n_test))
     seed, levels = data.draw(st.integers(0, 2**32 - 1)), data.draw(st.integers(1, 20))
     scores, split = stack(seed, n_runs, n_users, n_items, n_test, n_seen, levels)
-    ranks = FullRanking(n_items, *split, chunk=chunk).ranks(fixed(scores))
+    with (
+        mock.patch.dict("evaluation.SCORES", cpu=chunk),
+        mock.patch("evaluation.SORTED_FROM", sorted_from),
+    ):
+        ranking = FullRanking(n_items, *split)
+        ranking._words = None if on_gpu else ranking._words  # what runs there runs here too
+        ranks = ranking.ranks(fixed(scores))
     assert ranks.dtype == torch.float64 and ranks.shape == (n_runs, n_test)
     for run, parts in enumerate(zip(*split, strict=True)):
         users, items, *seen = (part.tolist() for part in parts)
@@ -91,13 +99,11 @@ def test_metrics_agree_with_a_slow_loop(pairs):
     assert all(type(value) is float for value in metrics.values())
 
 
-@pytest.mark.parametrize("cpu_block", [1, 23, 2**17])
-def test_chunks_and_former_scores_change_nothing_and_bound_what_is_asked_for(
-    cpu_block, monkeypatch
-):
+@pytest.mark.parametrize("compared", [1, 23, 2**17])
+def test_chunks_and_former_scores_change_nothing_and_bound_what_is_asked_for(compared, monkeypatch):
     scores, split = stack(3, n_users=50, n_test=200, n_seen=100)
     expected, rows = FullRanking(11, *split).ranks(fixed(scores)), []
-    monkeypatch.setattr("evaluation.CPU_BLOCK", cpu_block)
+    monkeypatch.setattr("evaluation.COMPARED", compared)
 
     def asked(user_ids):
         rows.append(3 * len(user_ids))
@@ -105,7 +111,8 @@ def test_chunks_and_former_scores_change_nothing_and_bound_what_is_asked_for(
 
     for chunk in (1, 3, 10, 64, 149, 10**6):
         rows.clear()
-        ranking = FullRanking(11, *split, chunk=chunk)
+        monkeypatch.setitem(SCORES, "cpu", 11 * chunk)
+        ranking = FullRanking(11, *split)
         assert not ranking.ranks(fixed(-np.nan_to_num(scores))).equal(expected)
         assert ranking.ranks(asked).equal(expected) and max(rows) <= max(chunk, 3)
 
@@ -138,17 +145,18 @@ def test_ranks_by_hand(case):
     assert ranking.ranks(fixed(torch.tensor([[scores]], dtype=dtype))).tolist() == [ranks]
 
 
-def test_users_without_test_items_are_neither_scored_nor_counted():
+def test_users_without_test_items_are_neither_scored_nor_counted(monkeypatch):
+    monkeypatch.setitem(SCORES, "cpu", 8)  # a user of both runs at a time
     scores, asked = torch.arange(4.0).expand(2, 10, 4), []
     test_users = np.array([[7, 2, 7], [2, 2, 5]])
     split = test_users, [[3, 3, 2], [0, 1, 3]], [[0, 2], [9, 5]], [[3, 2], [1, 2]]
-    ranks = FullRanking(4, *split, chunk=2).ranks(
+    ranks = FullRanking(4, *split).ranks(
         lambda user_ids: asked.extend(user_ids.tolist()) or scores[:, user_ids].clone()
     )
-    assert asked == [2, 5, 7] and ranks.tolist() == [[1, 1, 2], [4, 3, 1]]
+    assert sorted(asked) == [2, 5, 7] and ranks.tolist() == [[1, 1, 2], [4, 3, 1]]
     assert ranking_metrics(ranks[0], test_users[0])["mrr"] == (1 + (1 + 1 / 2) / 2) / 2
-    user_ids, values = reciprocal_ranks_by_user(ranks[0], test_users[0])
-    assert user_ids.tolist() == [2, 7] and values.tolist() == [1, 0.75]
+    run = ranked(ranks[0], test_users[0])
+    assert run.user_ids.tolist() == [2, 7] and run.by_user(1 / run.ranks).tolist() == [1, 0.75]
 
 
 def test_a_model_that_scores_everything_the_same_looks_bad():
@@ -179,10 +187,11 @@ def test_metrics_by_hand():
     assert ranking_metrics(across_the_tenth_place, [0] * 11)["ndcg_at_10"] == 1
 
 
-@pytest.mark.parametrize("chunk", [3, 1000])
+@pytest.mark.parametrize("chunk", [24, 8000])
 @pytest.mark.parametrize("item", [0, 2, 5], ids=["test", "seen", "other"])
-def test_a_nan_score_makes_its_runs_ranks_nan_and_no_others(item, chunk):
-    ranking = FullRanking(8, [[3, 0]] * 3, [[0, 1]] * 3, [[3]] * 3, [[2]] * 3, chunk=chunk)
+def test_a_nan_score_makes_its_runs_ranks_nan_and_no_others(item, chunk, monkeypatch):
+    monkeypatch.setitem(SCORES, "cpu", chunk)
+    ranking = FullRanking(8, [[3, 0]] * 3, [[0, 1]] * 3, [[3]] * 3, [[2]] * 3)
     scores = torch.zeros(3, 4, 8)
     whole = ranking.ranks(fixed(scores))
     for run, kept in ((1, [0, 2]), (0, [2])):
@@ -220,8 +229,7 @@ PAIRS |= {"seen_users": [[0, 1]], "seen_items": [[2, 3]], "scores": torch.zeros(
         ({"seen_items": [[4, 0]]}, r"seen_items must be below n_items = 4, got 4"),
         ({"test_users": [[0, -1]]}, r"test_users must be at least 0, got -1"),
         ({"test_users": [[0.0, 1.0]]}, r"test_users must be integers, got float"),
-        ({"chunk": 0}, r"chunk must be at least 1"),
-        ({"n_items": 0}, r"n_items must be from 1"),
+        ({"n_items": 0}, r"test_items must be below n_items = 0, got 1"),
     ],
 )
 def test_bad_pairs_and_scores_raise(change, message):
@@ -266,7 +274,7 @@ BAD_RATINGS = [  # predicted, true, clip
 
 @pytest.mark.parametrize(
     ("metric", "bad"),
-    [(metric, bad) for metric in (ranking_metrics, reciprocal_ranks_by_user) for bad in BAD_RANKS]
+    [(metric, bad) for metric in (ranking_metrics, ranked) for bad in BAD_RANKS]
     + [(mean_squared_error, bad) for bad in BAD_RATINGS],
 )
 def test_bad_ranks_and_ratings_raise(metric, bad):
@@ -298,13 +306,14 @@ ROWS = np.stack([np.arange(48), np.arange(48)[::-1]])  # 15 to test each run on,
 BY_HEART = USERS, ITEMS, RATINGS, ROWS[:, :15], ROWS[:, 15:40]
 
 
-@pytest.mark.parametrize("chunk", [1, 8, 1024])
+@pytest.mark.parametrize("chunk", [8, 64, 8192])
 def test_the_evaluator_computes_every_metric_one_added_too_of_the_members_mean(chunk, monkeypatch):
     largest = Metric(lambda run: abs(run.predicted - run.ratings).max(), "eval/Largest", better=-1)
     monkeypatch.setitem(METRICS, "largest_error", largest)
+    monkeypatch.setitem(SCORES, "cpu", chunk)
     net, clips = ByHeart(), [(-0.5, 0.5), None]
-    results = Evaluator(*BY_HEART, members=2, clip=clips, chunk=chunk)(net)
-    assert net.most <= max(chunk, 4)
+    results = Evaluator(*BY_HEART, members=2, clip=clips)(net)
+    assert net.most <= max(chunk / 8, 4)
     for run, (result, rows, clip) in enumerate(zip(results, ROWS, clips, strict=True)):
         pairs, test = list(zip(USERS[rows].tolist(), ITEMS[rows].tolist(), strict=True)), rows[:15]
         scores, rated = (x[2 * run : 2 * run + 2].mean(0) for x in (net.scores, net.rated))

@@ -155,3 +155,16 @@ def test_a_head_whose_parameters_runs_would_share_is_refused(monkeypatch):
     monkeypatch.setitem(RATING_HEADS, "shared", Shared)
     with pytest.raises(ValueError, match=r"rating_head.layer.weight has shape \(1, 4\).*2 run"):
         MultiTaskNet(7, 9, embedding_dim=4, rating_head="shared", seeds=[0, 1])
+
+
+def test_within_an_evaluation_the_catalogue_is_put_together_once():
+    net, users = net_with_random_values(item_history=True), torch.tensor([2, 0])
+    pairs = torch.tensor([[0, 1, 2]])
+    net.observe(pairs, pairs, torch.ones(1, 3))
+    with torch.no_grad():
+        expected = net.catalogue_scores(users)
+        with net.catalogue_kept():
+            for parameter in (net.items, net.history_users):  # so it would show
+                parameter.zero_()
+            assert net.catalogue_scores(users).equal(expected)
+        assert not net.catalogue_scores(users).equal(expected)
