@@ -94,6 +94,11 @@ class Parser(argparse.ArgumentParser):
             self.error(f"unknown argument {word!r}{hint}")
         return args
 
+    def _print_message(self, message: str, file=None) -> None:
+        """Help where λ can't be written: by its number."""
+        encoding = getattr(file, "encoding", None) or "utf-8"
+        super()._print_message(message.encode(encoding, "backslashreplace").decode(encoding), file)
+
     def error(self, message: str) -> None:
         print(f"{self.prog}: error: {' '.join(message.split())}", file=sys.stderr)
         sys.exit(2)
@@ -285,7 +290,8 @@ def plain(value: float) -> str:
 
 def short_name(parts: Iterable[str], longest: int = 40) -> str:
     """The parts joined to a folder name; what is cut off a long one is told apart by a digest."""
-    name = "_".join(parts).translate(str.maketrans("/:=,", "----"))
+    name = "_".join(parts).encode(errors="replace").decode()  # a path need not be UTF-8
+    name = name.translate(str.maketrans("/:=,?", "-----"))
     if len(name) > longest:
         name = f"{name[: longest - 7]}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
     return name

@@ -40,7 +40,7 @@ LOSSES = [  # (column of history.csv, TensorBoard tag, y label)
 # Keys of config.json that a label tells in another form, or that are no settings.
 TOLD_ELSEWHERE = set("shared separate shared_dims lambda_f lambda_r seed".split())
 TOLD_ELSEWHERE |= set("out name overwrite resume commit data_sha256 seeds run_id".split())
-TOLD_ELSEWHERE |= set("checkpoint_every n_users n_items".split())
+TOLD_ELSEWHERE |= set("checkpoint_every n_users n_items commit_dirty".split())
 
 
 def curves() -> list[tuple[str, str, str]]:

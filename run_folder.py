@@ -10,7 +10,8 @@
     resume.pt          all that going on with a command needs, in the command's own folder
 
 Every file of a run carries its run id, a digest of config.json. Files that matter are written whole
-or not at all (temporary file, flush, rename), and none is ever read with pickle enabled.
+or not at all (temporary file, flush, rename), and none is ever read with pickle enabled. While a
+command runs its folders are its own, and the run that it replaces waits in .replaced.
 """
 
 import contextlib
@@ -22,6 +23,7 @@ import io
 import json
 import os
 import platform
+import shutil
 import subprocess
 import time
 import zipfile
@@ -33,6 +35,7 @@ import numpy as np
 import pandas as pd
 import safetensors.torch
 import torch
+from filelock import FileLock, Timeout
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
@@ -58,7 +61,7 @@ for _table in ("users", "items"):
     TAGS[f"{_table}_cosine"] = f"weights/{_table}, cosine of the tasks' gradients"
     TAGS[f"{_table}_norm_ratio"] = f"weights/{_table}, gradient norm of ranking over rating"
 OURS = ("config.json", "history.csv", "split.npz", "checkpoint.pt", "model.safetensors")
-OURS += ("result.json", "failed.json", "resume.pt", "curves.png", "curves.svg")
+OURS += ("result.json", "failed.json", "resume.pt")
 
 
 # ---- files ---------------------------------------------------------------------------------
@@ -66,7 +69,7 @@ OURS += ("result.json", "failed.json", "resume.pt", "curves.png", "curves.svg")
 
 def write_whole(path: Path, content: bytes | memoryview) -> None:
     """Write a file so that it is there whole or not at all: temporary file, flush, rename."""
-    temporary = path.with_name(f".{path.name}.part")  # one name: a kill's leftover is overwritten
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.part")
     try:
         with temporary.open("wb") as file:
             file.write(content)
@@ -88,14 +91,45 @@ def saved_bytes(save: Callable, *values, run_id: str = "", **named) -> memoryvie
     return buffer.getbuffer()
 
 
-def run_id_of(path: Path) -> str:
-    """The run id in a file that saved_bytes made, "" if there is none."""
-    with zipfile.ZipFile(path) as archive:
-        return archive.comment.decode(errors="replace")
-
-
 def write_json(path: Path, value: object) -> None:
     write_whole(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def intact(path: Path, read: Callable):
+    """read(path). Raises ValueError, which names the file, where its content can't be read."""
+    try:
+        return read(path)
+    except (FileNotFoundError, PermissionError):
+        raise
+    except Exception as error:
+        raise ValueError(f"{path} is damaged ({type(error).__name__})") from None
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object."""
+    return intact(path, lambda path: dict(json.loads(path.read_text(encoding="utf-8")).items()))
+
+
+def run_ids(path: Path) -> set[str | None]:
+    """The run ids that a file of a run carries; of a history without a row none."""
+    if path.suffix == ".json":
+        return {read_json(path).get("run_id")}
+    if path.suffix == ".csv":
+        whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")  # a row may be torn
+        return {row["run_id"] for row in csv.DictReader(whole.splitlines())}
+    if path.suffix == ".safetensors":
+        with safetensors.safe_open(path, "pt") as file:
+            return {(file.metadata() or {}).get("run_id")}
+    with zipfile.ZipFile(path) as archive:
+        return {archive.comment.decode(errors="replace")}
+
+
+def check_ids(folder: Path, run_id: str) -> None:
+    """Raise ValueError where a file in the folder is damaged or of another run."""
+    for name in OURS[:-1]:
+        ids = intact(folder / name, run_ids) if (folder / name).is_file() else {run_id}
+        if ids - {run_id}:
+            raise ValueError(f"{folder}: {name} and config.json are of different runs")
 
 
 def holds_run(folder: Path) -> bool:
@@ -105,10 +139,10 @@ def holds_run(folder: Path) -> bool:
     """
     if (folder / "resume.pt").exists():
         return True
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        if "data_sha256" in json.loads((folder / "config.json").read_text()):
+    with contextlib.suppress(OSError, ValueError):
+        if "data_sha256" in read_json(folder / "config.json"):
             return True
-    for name in OURS[:-2]:
+    for name in OURS:
         if (folder / name).exists():
             raise ValueError(
                 f"{folder} has a {name} that is no run's: name another folder by --out"
@@ -116,13 +150,114 @@ def holds_run(folder: Path) -> bool:
     return False
 
 
+def own_files(folder: Path) -> list[Path]:
+    """The files of a run, or of a stack, in a folder: of TensorBoard's those with its run id."""
+    names = [*OURS]
+    with contextlib.suppress(OSError, ValueError):
+        run_id = read_json(folder / "config.json").get("run_id", "")
+        names.append(f"events.out.tfevents.*{run_id}")
+    return [path for name in names for path in folder.glob(name)]
+
+
+# ---- whose a folder is ---------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def owned(out: Path):
+    """Within it a folder, made if need be, is one command's; to read it takes no right.
+
+    The lock is the system's, on a file .lock: it is gone with the process, however that ends.
+    Raises ValueError when it is another command's.
+    """
+    with contextlib.ExitStack() as undo:
+        for path in [*reversed(out.parents), out]:
+            if not path.is_dir():
+                path.mkdir(exist_ok=True)
+                undo.callback(remove, path)
+        undo.enter_context(locked(out))
+        undo.callback(remove, out / ".lock")
+        remove_torn(out)
+        settle(out)
+        yield
+
+
+@contextlib.contextmanager
+def locked(folder: Path):
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout:
+        told = "belongs to another command while that runs: name another by --out, or wait"
+        raise ValueError(f"{folder} {told}") from None
+
+
+def check_free(out: Path, folders: list[Path]) -> None:
+    """Raise ValueError where another command owns a folder of the one in ``out``, or that above."""
+    for folder in [out.resolve().parent, *(folder for folder in folders if folder != out)]:
+        if (folder / ".lock").exists():
+            with locked(folder):
+                pass
+
+
+def remove(path: Path) -> None:
+    """Remove a file or an empty folder if that can be done."""
+    with contextlib.suppress(OSError):
+        path.rmdir() if path.is_dir() else path.unlink()
+
+
+def remove_torn(folder: Path) -> None:
+    """Remove what a kill left half written."""
+    for name in OURS:
+        for path in folder.glob(f".{name}.*part"):
+            path.unlink()
+
+
 def clear(folder: Path) -> None:
-    """Remove the run in a folder: our own files and nothing else."""
-    if folder.is_dir() and holds_run(folder):
-        for path in [*(folder / name for name in OURS), *folder.glob("events.out.tfevents.*")]:
-            path.unlink(missing_ok=True)
-        if not any(folder.iterdir()):
-            folder.rmdir()
+    """Remove the run in a folder, our own files and nothing else, and the folder if it is empty."""
+    for path in own_files(folder):
+        path.unlink()
+    remove_torn(folder)
+    remove(folder)
+
+
+def set_aside(out: Path, folders: list[Path]) -> None:
+    """Move the runs in a new command's folders into out/.replaced; ``settle`` decides about them.
+
+    If they replace others themselves and were stopped, those stay there and they go.
+    """
+    aside, part = out / ".replaced", out / ".replaced.part"
+    into = aside if aside.exists() else part
+    for folder in folders:
+        target = into / folder.relative_to(out)
+        target.mkdir(parents=True, exist_ok=True)
+        if into == part:
+            for path in [*own_files(folder), *folder.glob("curves.[ps][nv]g")]:
+                path.rename(target / path.name)
+        clear(folder)
+    if into == part:
+        part.rename(aside)
+
+
+def settle(out: Path) -> None:
+    """End the replacing of a run, wherever it stopped: the old one is back, or waits, or is gone.
+
+    Back if the new one has no checkpoint, gone if that has a result or there was none.
+    """
+    aside, part = out / ".replaced", out / ".replaced.part"
+    if aside.exists() and not (out / "resume.pt").exists():
+        for path in [aside, *aside.rglob("*")]:
+            clear(out / path.relative_to(aside))
+        aside.rename(part)
+    for path in [path for path in part.rglob("*") if path.is_file()]:
+        home = out / path.relative_to(part)
+        home.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(home)
+    shutil.rmtree(part, ignore_errors=True)
+    with contextlib.suppress(OSError, ValueError):
+        waits = any(path.is_file() for path in aside.rglob("*"))
+        results = finished_results(read_resume(out)) if waits else [{}]
+        if any("error" not in result for result in results or []):
+            shutil.rmtree(aside)
 
 
 # ---- what a command will leave, and what it says of itself ---------------------------------
@@ -155,22 +290,24 @@ def command_folders(args: dict) -> list[Path]:
 
 
 @functools.cache
-def commit() -> str | None:
-    """The commit of this code, None outside a git checkout of its own."""
-    here = Path(__file__).resolve().parent
-    command = ["git", "rev-parse", "HEAD", "--show-toplevel"]
-    try:
-        done = subprocess.run(command, cwd=here, capture_output=True, text=True)
-    except OSError:
-        return None
-    head, _, top = done.stdout.strip().partition("\n")
-    return head if top and Path(top).resolve() == here else None
+def commit() -> dict:
+    """The commit of this code and whether the code differs from it; outside a git checkout of its
+    own None."""
+    here, top = Path(__file__).resolve().parent, ""
+    git = functools.partial(subprocess.run, cwd=here, capture_output=True, check=True)
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        told = git(["git", "rev-parse", "HEAD", "--show-toplevel"]).stdout
+        head, _, top = os.fsdecode(told).strip().partition("\n")
+        changed = git(["git", "--no-optional-locks", "status", "--porcelain", "--", "*.py"]).stdout
+    if not top or Path(top).resolve() != here:
+        return {"commit": None, "commit_dirty": None}
+    return {"commit": head, "commit_dirty": bool(changed)}
 
 
 def provenance() -> dict:
     """What computed a result: versions and commit."""
     versions = {"torch": str(torch.__version__), "numpy": np.__version__}
-    return {"versions": {"python": platform.python_version(), **versions}, "commit": commit()}
+    return {"versions": {"python": platform.python_version(), **versions}, **commit()}
 
 
 def describe(args: dict, data: Interactions, run: dict) -> dict:
@@ -186,7 +323,12 @@ def describe(args: dict, data: Interactions, run: dict) -> dict:
         "stack_size": len(plan_runs(args)),
         **provenance(),
     }
-    return config | {"run_id": hashlib.sha256(json.dumps(config).encode()).hexdigest()[:16]}
+    return config | {"run_id": digest(config)}
+
+
+def digest(config: dict) -> str:
+    told = {name: value for name, value in config.items() if name != "run_id"}
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
 def told(run: dict) -> dict:
@@ -207,9 +349,14 @@ def hyperparameters(config: dict) -> dict:
     """
     others = pick(Structure, config) | pick(Options, config)
     others |= {name: config[name] for name in "data split validation select clip_ratings".split()}
+    others["data"] = os.fsencode(config["data"]).decode(errors="backslashreplace")
     others = {f"with {k}": v for k, v in others.items() if k not in FIRST}
     shown = {name: config[name] for name in FIRST} | others
     return {k: str(v) if isinstance(v, list) else v for k, v in shown.items()}
+
+
+class Mismatch(Exception):
+    """A run would not go on as what it began as."""
 
 
 class RunFolder:
@@ -225,12 +372,13 @@ class RunFolder:
     def __init__(self, folder: Path, config: dict, split: Split, history: list[dict]):
         self.folder, self.config, self.history = folder, config, history
         self.run_id = config["run_id"]
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)
+        remove_torn(folder)
         write_json(folder / "config.json", config)
         parts = {name: getattr(split, name) for name in ("train", "validation", "test")}
         content = saved_bytes(np.savez_compressed, run_id=self.run_id, **parts)
         write_whole(folder / "split.npz", content)
-        stale = list(folder.glob("events.out.tfevents.*"))
+        stale = list(folder.glob(f"events.out.tfevents.*.{self.run_id}"))
         self.events = SummaryWriter(folder, filename_suffix=f".{self.run_id}")
         for row in history:
             self._log(row)
@@ -240,16 +388,16 @@ class RunFolder:
         lines = [self._line(history[0])] if history else []
         lines += [self._line(row.values()) for row in history]
         write_whole(folder / "history.csv", b"".join(lines))
-        self.csv = (folder / "history.csv").open("ab")
 
     def append(self, row: dict) -> None:
         """Record an epoch. None stands for a value that was not measured."""
         row = {**row, "run_id": self.run_id, "time": time.time()}
-        if not self.history:
-            self.csv.write(self._line(row))
+        if self.history and (other := row.keys() ^ self.history[-1].keys()):
+            raise Mismatch(f"the history of {self.folder} began without or with {min(other)}")
         self.history.append(row)
-        self.csv.write(self._line(row.values()))
-        self.csv.flush()
+        with (self.folder / "history.csv").open("ab") as file:  # open no longer than that: a
+            names = self._line(row) if len(self.history) == 1 else b""  # system has so many files
+            file.write(names + self._line(row.values()))
         self._log(row)
         self.events.flush()
 
@@ -289,7 +437,6 @@ class RunFolder:
 
     def close(self) -> None:
         self.events.close()
-        self.csv.close()
 
 
 # ---- going on ------------------------------------------------------------------------------
@@ -298,29 +445,26 @@ class RunFolder:
 def read_resume(out: Path) -> dict:
     """What resume.pt holds: the state of a command, its arguments among it.
 
-    Raises FileNotFoundError when there is no such file, ValueError when it is damaged or of
-    another version of this code.
+    Raises FileNotFoundError when there is no such file, ValueError when it is damaged, of another
+    version of this code, or of other runs than the folders.
     """
     if not (out / "resume.pt").is_file():
         raise FileNotFoundError(f"--resume {out}: there is no resume.pt, so no run to go on with")
-    try:
-        state = torch.load(out / "resume.pt", map_location="cpu", weights_only=True)
-        state["args"]["out"] = str(out)  # the folder may have been moved
-    except Exception as error:
-        raise ValueError(f"--resume {out}: resume.pt is damaged ({type(error).__name__})") from None
+    read = functools.partial(torch.load, map_location="cpu", weights_only=True)
+    state = intact(out / "resume.pt", lambda path: dict(args={}, configs=[]) | read(path))
+    state["args"]["out"] = str(out)  # the folder may have been moved
     if other := state["args"].keys() ^ resolve([]).keys():
         raise ValueError(
             f"--resume {out}: another version of this code wrote resume.pt (it differs in "
             f"{', '.join(sorted(other))}); config.json names its commit"
         )
+    for run, config in zip(plan_runs(state["args"]), state["configs"], strict=True):
+        check_ids(run["folder"], config["run_id"])
     return state
 
 
 def finished_results(state: dict) -> list[dict] | None:
-    """The results of the command that a resume.pt is of, or None if it isn't finished.
-
-    Raises ValueError for a damaged result.json.
-    """
+    """The results of the command that a resume.pt is of, or None if it isn't finished."""
     results, runs = [], plan_runs(state["args"])
     over = state["epoch"] == state["args"]["epochs"] or len(state["failed"]) == len(runs)
     for r, run in enumerate(runs):
@@ -328,10 +472,7 @@ def finished_results(state: dict) -> list[dict] | None:
         if r in state["failed"] and over:
             results.append({**told(run), **state["failed"][r]})
         elif path.is_file():
-            try:
-                results.append(json.loads(path.read_text()))
-            except ValueError:
-                raise ValueError(f"{path} is damaged") from None
+            results.append(read_json(path))
         else:
             return None
     return results
@@ -450,8 +591,8 @@ def load_run(folder: str | Path) -> Run:
 
     Raises:
         FileNotFoundError: when the folder holds no run trained to its end.
-        ValueError: when the data is no longer what the run was trained on, when files are of
-            different runs, or when another version of this code wrote them.
+        ValueError: when the data is no longer what the run was trained on, when files are damaged
+            or of different runs, or when another version of this code wrote them.
     """
     folder = Path(folder)
     for name in ("config.json", "checkpoint.pt", "split.npz"):
@@ -459,12 +600,15 @@ def load_run(folder: str | Path) -> Run:
             runs = sorted(path.parent for path in folder.glob("*/config.json"))
             hint = f"; name one run in it, like {runs[0]}" if runs else ""
             raise FileNotFoundError(f"{folder} holds no trained run: {name} is missing{hint}")
-    config = json.loads((folder / "config.json").read_text())
+    config = read_json(folder / "config.json")
     if "run_id" not in config:
         raise ValueError(
             f"{folder} was written by an earlier version of this code, commit "
             f"{config.get('commit')}: that reads it"
         )
+    check_ids(folder, config["run_id"])
+    if digest(config) != config["run_id"]:
+        raise ValueError(f"{folder}: config.json is no longer what the run wrote")
     data = load(config["data"], config.get("columns"), config.get("titles"))
     if data.sha256 != config["data_sha256"]:
         raise ValueError(
@@ -475,22 +619,18 @@ def load_run(folder: str | Path) -> Run:
         broken = (folder / "failed.json").is_file()
         why = "failed.json says when" if broken else "train.py --resume goes on with it"
         raise FileNotFoundError(f"{folder} holds no run trained to its end: {why}")
-    with np.load(folder / "split.npz", allow_pickle=False) as arrays:
-        split = Split(**arrays)
-    parameters = torch.load(folder / "checkpoint.pt", weights_only=True)
+    split = intact(folder / "split.npz", lambda path: Split(**np.load(path, allow_pickle=False)))
+    parameters = intact(folder / "checkpoint.pt", lambda path: torch.load(path, weights_only=True))
     with (folder / "history.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    ids = {
-        **{name: run_id_of(folder / name) for name in ("split.npz", "checkpoint.pt")},
-        "history.csv": rows[-1].get("run_id") if rows else None,
-        "result.json": json.loads((folder / "result.json").read_text()).get("run_id"),
-    }
-    for name, run_id in ids.items():
-        if run_id != config["run_id"]:
-            raise ValueError(f"{folder}: {name} and config.json are of different runs")
     members = range(config["ensemble"])
     net = MultiTaskNet(data.n_users, data.n_items, seeds=members, **pick(Structure, config))
-    net.load_state_dict(parameters)
+    try:
+        net.load_state_dict(parameters)
+    except RuntimeError:
+        raise ValueError(f"{folder}: checkpoint.pt is of another model than this code's") from None
+    if broken := [name for name, value in parameters.items() if not value.isfinite().all()]:
+        raise ValueError(f"{folder}: checkpoint.pt is damaged, not finite in {broken[0]}")
     trained = np.stack([split.train for _ in members])
     columns = (data.user_ids, data.item_ids, data.ratings)
     net.observe(*(torch.tensor(column[trained]) for column in columns))

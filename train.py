@@ -14,13 +14,15 @@ import functools
 import json
 import math
 import os
-import shutil
 import signal
 import sys
 import threading
 import time
-from contextlib import suppress
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
+
+if __name__ == "__main__":  # Ctrl-C while modules are imported: an end without a traceback
+    on_interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import numpy as np
 import torch
@@ -30,7 +32,7 @@ import run_folder
 from arguments import pick, resolve
 from data import Interactions, Split, load, random_split, temporal_split
 from evaluation import METRICS, Evaluator, baselines
-from models import MultiTaskNet, Structure
+from models import MultiTaskNet, Structure, random_stream
 from multitask import Options, Stack
 from run_folder import RunFolder, load_run
 
@@ -62,10 +64,32 @@ def set_machine(args: dict) -> None:
     if args["deterministic"]:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    compiler = os.environ.get("CXX") or "g++"
-    if args["compile"] and args["device"] == "cpu" and not shutil.which(compiler):
-        say(f"--compile: no C++ compiler here ({compiler}), going on without")
-        args["compile"] = False
+
+
+def memory_limit() -> float:
+    """Bytes that this process can have at most, as far as the system tells."""
+    limits = [math.inf]
+    with suppress(AttributeError):  # Windows has no such call
+        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    with suppress(OSError, ValueError):  # a container's
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(limits)
+
+
+def memory_needed(args: dict, data: Interactions) -> str:
+    """How much memory the embedding tables, their gradients and moments take, and what takes less.
+
+    Raises ValueError where that alone is more than there is.
+    """
+    width = args["ranking_dim"] + args["rating_dim"] - args["shared_dims"]
+    rows = data.n_users * (1 + args["item_history"]) + data.n_items * (1 + args["user_history"])
+    copies = args["ensemble"] * (4 if args["optimizer"] == "adam" else 2)
+    size, limit = 4 * len(run_folder.plan_runs(args)) * copies * rows * width, memory_limit()
+    told = f"the tables and their optimizer take {size / 2**30:.3g} GiB, all else comes on top; "
+    told += "fewer --seeds or a smaller --embedding-dim or --batch-size take less"
+    if size > limit:
+        raise ValueError(f"there are {limit / 2**30:.3g} GiB of memory, {told}")
+    return told
 
 
 def make_split(args: dict, data: Interactions, seed: int) -> Split:
@@ -124,7 +148,8 @@ class StopSignals:
         self.received = kind
         for each in self.KINDS:
             signal.signal(each, signal.SIG_DFL)
-        os.write(2, b"stopping after this epoch; once more stops at once\n")  # safe in a handler
+        with suppress(OSError):  # a print is not safe in a handler
+            os.write(2, b"stopping after this epoch; once more stops at once\n")
 
     def __exit__(self, *exception) -> None:
         for kind, handler in zip(self.KINDS, self.before, strict=True):
@@ -141,12 +166,13 @@ class Training:
         args: as arguments.resolve gives them.
         state: what ``save`` left in resume.pt, to go on from there. Runs share nothing: one that
             stops being finite stays in the stack and spoils no other.
+        data: what ``args`` name, if it is loaded already.
     """
 
-    def __init__(self, args: dict, state: dict | None = None):
+    def __init__(self, args: dict, state: dict | None = None, data: Interactions | None = None):
         set_machine(args)
-        self.args, self.out = args, Path(args["out"])
-        self.data = load(args["data"], args["columns"], args["titles"])
+        data = load(args["data"], args["columns"], args["titles"]) if data is None else data
+        self.args, self.data, self.out, self.new = args, data, Path(args["out"]), state is None
         if self.data.n_items < 2:
             raise ValueError(f"{args['data']} has a single item: ranking needs at least 2")
         rated = any(args["lambda_r"]) or args["weighting"] != ["fixed"]
@@ -155,7 +181,7 @@ class Training:
             raise ValueError(f"{told}: nothing to learn of it, give --lambda-r 0")
         self.runs = run_folder.plan_runs(args)
         # Runs of one split hold one object, whose baselines are computed once.
-        data, clip = self.data, args["clip_ratings"]
+        clip = args["clip_ratings"]
         split = functools.cache(lambda seed: make_split(args, data, seed))
         one = args["split"] == "temporal" or args["split_seed"] is not None
         self.splits = [split(0 if one else run["seed"]) for run in self.runs]
@@ -165,32 +191,89 @@ class Training:
         self.validate = None
         if args["validation"]:
             self.validate = make_evaluator(args, self.data, self.splits, "validation", "train")
+        if state and state["data_sha256"] != data.sha256:
+            raise ValueError(f"{args['data']} is no longer the data that {self.out} began on")
+        self.batch = next(iter(self.stack.batches(0)))
+        if state:
+            self.check(state)
+        try:
+            self.stack.prepare()
+        except RuntimeError as error:
+            if not args["compile"]:
+                raise
+            say(f"--compile: going on without, {str(error).splitlines()[0]}")
+            args["compile"] = False
+            self.stack = make_stack(args, data, self.runs, self.splits)
+            self.stack.prepare()
+        if state:
+            self.stack.load_state_dict(state["stack"])
         self.state = state or {
             "args": args,
-            "data_sha256": self.data.sha256,
+            "data_sha256": data.sha256,
             "epoch": 0,
             "train_seconds": 0.0,
             "eval_seconds": 0.0,
-            "configs": [run_folder.describe(args, self.data, run) for run in self.runs],
+            "configs": [run_folder.describe(args, data, run) for run in self.runs],
             "histories": [[] for _ in self.runs],
             "best": [None] * len(self.runs),  # metrics, and with --select the parameters
             "failed": {},  # by run: where and when it stopped being finite
         }
-        if self.state["data_sha256"] != self.data.sha256:
-            raise ValueError(f"{args['data']} is no longer the data that {self.out} began on")
-        if state and state["stack"]["written_out"] is False:
-            self.stack.written_out = False  # what began by autograd goes on by it
-        self.stack.prepare()
-        if state:
+        self.saved, self.folders = self.epoch, []
+
+    def check(self, state: dict) -> None:
+        """Raise ValueError for a state that isn't this code's, or no longer whole."""
+        began, now = state["configs"][0], run_folder.commit()
+        if any(began.get(name) != value for name, value in now.items()):
+            say(f"commit {began['commit']} began this, {now['commit']} goes on with it")
+        told, saved, code = f"--resume {self.out}: ", state.get("code", {}), self.code()
+        other = [name for name in saved | code if saved.get(name) != code.get(name)]
+        if not other:
+            initial = self.stack.memory.values.clone()
             self.stack.load_state_dict(state["stack"])
-        self.saved = self.epoch
-        if state is None and args["overwrite"]:
-            for folder in run_folder.command_folders(args):
-                run_folder.clear(folder)
-        parts = self.state["configs"], self.splits, self.state["histories"]
-        self.folders = [
-            RunFolder(run["folder"], *own) for run, *own in zip(self.runs, *parts, strict=True)
-        ]
+            losses, broken = self.losses_of_a_batch(), self.stack.broken_tables()
+            self.stack.memory.values.copy_(initial)  # where gradients.py is proved
+            if not torch.allclose(losses, state["losses"], rtol=1e-4, equal_nan=True):
+                other = ["the losses of a batch"]
+        if other:
+            raise ValueError(f"{told}the code has changed, it differs in {', '.join(other[:3])}")
+        for r, table in enumerate(broken):
+            if table and r // self.args["ensemble"] not in state["failed"]:
+                raise ValueError(f"{told}resume.pt is damaged, {table} isn't finite")
+        if state["stack"]["written_out"] is False:
+            self.stack.written_out = False  # what began by autograd goes on by it
+
+    def code(self) -> dict:
+        """By name what an edit can change of what is saved: shapes, their order, columns."""
+        named = dict(self.stack.net.named_parameters())
+        states = {name: x for name, x in self.stack.state_dict().items() if torch.is_tensor(x)}
+        shapes = {name: list(x.shape) for name, x in (named | states).items()}
+        return shapes | {"the order of parameters": list(named), "the curves": run_folder.CURVES}
+
+    @torch.no_grad()
+    def losses_of_a_batch(self) -> torch.Tensor:
+        """L_F and L_R of the first batch at the parameters as they are: (R, 2)."""
+        self.stack.streams = [random_stream(seed, "saved losses") for seed in self.stack.seeds]
+        self.stack.net.eval()
+        return torch.stack(self.stack.losses(self.batch), 1).cpu()
+
+    def begin(self, folders: list[Path]) -> None:
+        """Open the runs' folders, of a new command with a first checkpoint, in the place of what it
+        replaces in ``folders``. If that fails nothing has changed."""
+        try:
+            if self.new:
+                run_folder.set_aside(self.out, folders)
+            parts = self.state["configs"], self.splits, self.state["histories"]
+            for run, *own in zip(self.runs, *parts, strict=True):
+                self.folders.append(RunFolder(run["folder"], *own))
+            if self.new:
+                self.save()
+        except BaseException:
+            for folder in self.folders:
+                with suppress(OSError):
+                    folder.close()
+            raise
+        finally:
+            run_folder.settle(self.out)
 
     @property
     def epoch(self) -> int:
@@ -199,12 +282,12 @@ class Training:
 
     def train(self) -> list[dict]:
         """Train to the last epoch; the result of each run, in order."""
+        if not self.folders:
+            self.begin(run_folder.command_folders(self.args))
         epochs, failed = self.args["epochs"], self.state["failed"]
         parts = vars(self.splits[0]).items()
         sizes = ", ".join(f"{len(rows):,} {part}" for part, rows in parts if len(rows))
         say(f"data: {self.data}; {self.args['split']} split: {sizes}")
-        if self.epoch == 0:
-            self.save()
         bar = tqdm(total=epochs, initial=self.epoch, unit="epoch", file=sys.stderr)
         with bar, StopSignals() as stop:
             while self.epoch < epochs and len(failed) < len(self.runs):
@@ -218,7 +301,9 @@ class Training:
                     )
                     sys.exit(128 + stop.received)
         self.save()
-        return [self.finish(r) for r in range(len(self.runs))]
+        results = [self.finish(r) for r in range(len(self.runs))]
+        run_folder.settle(self.out)
+        return results
 
     def train_epoch(self, bar: tqdm) -> None:
         state, epoch, start = self.state, self.epoch, time.perf_counter()
@@ -240,7 +325,8 @@ class Training:
             row |= {name: tests[r][name] if tests else None for name in run_folder.CURVES}
             for name in run_folder.CURVES if self.validate else ():
                 row[f"val_{name}"] = checks[r][name] if checks else None
-            infinite = [name for name, x in row.items() if x is not None and not math.isfinite(x)]
+            values = row | (tests[r] if tests else {})
+            infinite = [k for k, x in values.items() if x is not None and not math.isfinite(x)]
             for name in self.stack.MEASURED:  # a gradient of norm zero has no cosine: no fault
                 if name in infinite:
                     row[name] = None
@@ -266,10 +352,12 @@ class Training:
 
     def fail(self, r: int, culprit: str) -> None:
         """Record a run that is no longer finite; its last checkpoint is what it leaves."""
-        epoch, name = self.epoch, self.runs[r]["name"]
+        epoch, name, help = self.epoch, self.runs[r]["name"], "a lower --lr may help"
+        if culprit.removeprefix("val_") in METRICS:
+            help = "parameters and losses are finite: look at that metric and the predictions"
         message = (
             f"run {name} is no longer finite at epoch {epoch}, in {culprit}: its checkpoint of "
-            f"{self.saved} epochs is kept; a lower --lr may help"
+            f"{self.saved} epochs is kept; {help}"
         )
         self.state["failed"][r] = {"epoch": epoch, "table": culprit, "error": message}
         self.folders[r].fail(self.state["failed"][r])
@@ -295,14 +383,15 @@ class Training:
         return (self.state["best"][r] or {}).get("parameters") or self.parameters(r)
 
     def save(self) -> None:
-        """All that going on needs in one file; then each run's parameters in its folder."""
-        self.state["stack"] = self.stack.state_dict()
-        content = run_folder.saved_bytes(torch.save, self.state)
-        run_folder.write_whole(self.out / "resume.pt", content)
-        self.saved = self.epoch
+        """Each run's parameters in its folder; then all that going on needs in one file."""
         for r, folder in enumerate(self.folders):
             if r not in self.state["failed"]:
                 folder.save_parameters(self.returned(r))
+        self.state |= {"stack": self.stack.state_dict(), "code": self.code()}
+        self.state["losses"] = self.losses_of_a_batch()
+        content = run_folder.saved_bytes(torch.save, self.state)
+        run_folder.write_whole(self.out / "resume.pt", content)
+        self.saved = self.epoch
 
     def finish(self, r: int) -> dict:
         """The run's result, written into its folder."""
@@ -368,14 +457,38 @@ def cell(rows: list[dict], name: str) -> str:
     return f"{told}*" if trained and gain <= 0 else told
 
 
+class Unfailing:
+    """A stream that may be closed, full or a broken pipe: what it can't take is lost, not a run."""
+
+    def __init__(self, stream):
+        self.stream, self.error = stream or open(os.devnull, "w"), None
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> None:
+        try:
+            self.stream.write(text)
+            self.stream.flush()
+        except OSError as error:  # what it holds is written again at the interpreter's end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+            self.error = error
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run a command line; the exit code."""
     threading.excepthook = quiet_writers
-    try:
-        return command(sys.argv[1:] if argv is None else argv)
-    except KeyboardInterrupt:
-        fail("interrupted")
-        return 130
+    while (free := os.open(os.devnull, os.O_RDWR)) < 3:  # were one closed, a file of a run would
+        pass  # get its number, and what is told with it
+    os.close(free)
+    out = Unfailing(sys.stdout)
+    with redirect_stdout(out), redirect_stderr(Unfailing(sys.stderr)):
+        try:
+            code = command(sys.argv[1:] if argv is None else argv)
+        except KeyboardInterrupt:
+            fail("interrupted")
+            return 130
+        return fail(f"stdout: {out.error}; the folder has the result") if out.error else code
 
 
 def quiet_writers(problem) -> None:
@@ -385,44 +498,49 @@ def quiet_writers(problem) -> None:
 
 
 def command(argv: list[str]) -> int:
-    training = results = state = None
+    results, state, began, needs = None, None, False, "the data are too large"
     try:
         args = resolve(argv, __doc__)
-        if "resume" in args:
-            state = run_folder.read_resume(Path(args["resume"]))
-            results, args = run_folder.finished_results(state), state["args"]
-        else:
-            taken = [
-                folder
-                for folder in run_folder.command_folders(args)
-                if run_folder.holds_run(folder)
-            ]
+        out = Path(args.get("resume") or args["out"])
+        with run_folder.owned(out):
+            if "resume" in args:
+                state = run_folder.read_resume(out)
+                args, results = state["args"], run_folder.finished_results(state)
+            folders = run_folder.command_folders(args)
+            run_folder.check_free(out, folders)
+            taken = [] if state else [folder for folder in folders if run_folder.holds_run(folder)]
             if taken and not args["overwrite"]:
                 raise ValueError(
                     f"{taken[-1]} already holds a run: --overwrite replaces it, "
                     "--resume goes on with it, --out names another folder"
                 )
-        if results is None:
-            training = Training(args, state)
-    except (ValueError, OSError) as error:
-        return fail(error)
-    if training is not None:
-        try:
-            results = training.train()
-        except (OSError, FloatingPointError) as error:
-            return fail(
-                f"{error}; train.py --resume {args['out']} goes on from the last checkpoint"
-            )
-        except RuntimeError as error:
-            if not args["deterministic"] or "deterministic" not in str(error):
-                raise
-            return fail(f"--deterministic: {args['device']} can't do it: {error}")
+            if results is None:
+                data = load(args["data"], args["columns"], args["titles"])
+                needs = memory_needed(args, data)
+                training = Training(args, state, data)
+                training.begin(folders)
+                began = True
+                results = training.train()
+    except Exception as error:
+        told = str(error)
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in told:
+            told = f"out of memory: {needs}"
+        elif isinstance(error, RuntimeError) and "deterministic" in told:
+            return fail(f"--deterministic: {args['device']} can't do it: {told}")
+        elif not isinstance(error, OSError | run_folder.Mismatch):
+            if began or not isinstance(error, ValueError):
+                raise  # a bug
+        if began:
+            told += f"; train.py --resume {out} goes on from the last checkpoint"
+        return fail(told)
     say(closing_table(results))
     runs = "the run is in" if len(results) == 1 else f"{len(results)} runs are in folders of"
     say(f"{runs} {args['out']}: plot.py, recommend.py and tensorboard --logdir show them")
     for result in results:
         if "error" in result:
             fail(result["error"])
+    if (out / ".replaced").exists():
+        say(f"{out / '.replaced'} keeps the run that was here before")
     print(json.dumps(results if len(results) > 1 else results[0], allow_nan=False))
     return 2 if any("error" in result for result in results) else 0
 
@@ -434,4 +552,5 @@ def fail(message: object) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, on_interrupt)
     sys.exit(main())

@@ -1,13 +1,17 @@
 """Does a killed run, resumed, become the run never interrupted? To the last bit, many times.
 
-    python -m checks.kill_resume --rounds 200
+    python -m checks.kill_resume --rounds 200 --pairs 60
 
 A round draws a small command of train.py, kills it by SIGKILL at a random moment, resumes it,
 perhaps kills that too, and lets the last attempt finish. Then it compares with the same command
 left alone: every parameter bit by bit, the history but for its seconds, the results, and every
-TensorBoard curve (no step missing, none doubled). The last line on stdout counts the rounds and
-the differences; exit code 1 if there is any. Children are forked from a process that has
+TensorBoard curve (no step missing, none doubled). Children are forked from a process that has
 everything imported, so a kill lands in the work and not in the imports.
+
+A pair is two commands started together on one folder, empty, or with a run that both replace, or
+with one that a kill left unfinished. One that ends well must have left what it leaves alone, unless
+the other has replaced it since; one that is turned away, nothing. The last line on stdout counts
+all of these; exit code 1 if there is a difference, a mixture or a loss.
 """
 
 import json
@@ -66,8 +70,8 @@ def draw_command(rng: random.Random) -> list[str]:
     return " ".join(parts).split()
 
 
-def attempt(arguments: list[str], kill_after: float | None) -> int | None:
-    """Run train.py in a child: its exit code, or None if it was killed first."""
+def start(arguments: list[str]) -> int:
+    """Run train.py in a child: its process id."""
     child = os.fork()
     if child == 0:
         code = 99
@@ -80,6 +84,11 @@ def attempt(arguments: list[str], kill_after: float | None) -> int | None:
             code = train.main(arguments)
         finally:
             os._exit(code)
+    return child
+
+
+def ended(child: int, kill_after: float | None = None) -> int | None:
+    """A child's exit code, or None if it was killed first."""
     if kill_after is not None:
         time.sleep(kill_after)
         os.kill(child, signal.SIGKILL)  # ended, it is still there until it is waited for
@@ -112,47 +121,78 @@ def one_round(rng: random.Random, ratings: Path, folder: Path) -> tuple[int, str
     """How many kills landed, and what differs, if anything."""
     arguments = ["--data", str(ratings), *draw_command(rng)]
     words, started = " ".join(arguments), time.perf_counter()
-    if attempt([*arguments, "--out", str(folder / "alone")], None) != 0:
+    if ended(start([*arguments, "--out", str(folder / "alone")])) != 0:
         return 0, f"failed uninterrupted: {words}"
     duration = time.perf_counter() - started
     out, kills = folder / "killed", 0
     command = [*arguments, "--out", str(out)]
     moments = [rng.uniform(0, 1.1 * duration) for _ in range(rng.randint(1, 3))]
     for moment in [*moments, None]:
-        code = attempt(command, moment)
+        code = ended(start(command), moment)
         if code not in (None, 0):
             return kills, f"exit code {code}: {' '.join(command)}"
         kills += code is None
         if (out / "resume.pt").exists():
             command = ["--resume", str(out)]
-        elif code is None:  # killed before its first checkpoint: nothing to go on from
-            command = [*arguments, "--out", str(out), "--overwrite"]
     if left := [path.name for path in out.rglob(".*")]:
         return kills, f"left behind: {left}"
     return kills, f"differs: {words}" if contents(out) != contents(folder / "alone") else None
 
 
+def one_pair(rng: random.Random, ratings: Path, folder: Path) -> tuple[int, str | None]:
+    """How many of two commands were turned away, and what was mixed or lost, if anything."""
+    out, commands, alone = folder / "both", [], []
+    for name in ("before", "one", "other"):
+        commands.append(["--data", str(ratings), *draw_command(rng), "--out", str(out)])
+        if ended(start([*commands[-1][:-1], str(folder / name)])) != 0:
+            return 0, f"failed alone: {' '.join(commands[-1])}"
+        alone.append(contents(folder / name))
+    there = rng.choice(["nothing", "a run", "an unfinished run"])
+    if there != "nothing":
+        ended(start(commands[0]), None if there == "a run" else rng.uniform(0, 0.3))
+        commands = [[*words, "--overwrite"] for words in commands]
+    if (out / "resume.pt").exists() and there == "an unfinished run":
+        commands[1], alone[1] = ["--resume", str(out)], alone[0]
+    children = [start(words) for words in commands[1:]]
+    codes = [ended(child) for child in children]
+    told = f"of two started with {there}, exit codes {codes}: {commands}"
+    ran = [x for x, code in zip(alone[1:], codes, strict=True) if code == 0]
+    if not ran or not set(codes) <= {0, 2}:
+        return 0, f"lost: {told}"
+    if contents(out) not in ran or [*out.rglob(".*")]:
+        return 0, f"mixed: {told}"
+    for config in out.rglob("config.json"):
+        train.load_run(config.parent)
+    return codes.count(2), None
+
+
 def main() -> int:
     parser = Parser(prog="python -m checks.kill_resume", description=__doc__)
-    parser.add_argument("--rounds", type=number(int, 1), default=200, help="rounds (200)")
+    parser.add_argument("--rounds", type=number(int, 0), default=200, help="rounds (200)")
+    parser.add_argument("--pairs", type=number(int, 0), default=60, help="pairs (60)")
     parser.add_argument("--seed", type=int, default=0, help="of commands and moments (0)")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    rng, kills, differences = random.Random(args.seed), 0, 0
+    rng, problems = random.Random(args.seed), []
+    kinds = [one_round] * args.rounds + [one_pair] * args.pairs
+    counts = {one_round: 0, one_pair: 0}
     with tempfile.TemporaryDirectory() as work:
         ratings = Path(work, "ratings.csv")
         write_ratings(ratings, synthetic(60, 80, 1500, seed=0))
-        for k in tqdm(range(args.rounds), file=sys.stderr, unit="round"):
-            folder = Path(work, f"round{k}")
+        for k, kind in enumerate(tqdm(kinds, file=sys.stderr)):
+            folder = Path(work, f"{k}")
             folder.mkdir()
-            landed, difference = one_round(rng, ratings, folder)
-            kills += landed
-            if difference:
-                differences += 1
-                tqdm.write(f"round {k}: {difference}", file=sys.stderr)
+            counted, problem = kind(rng, ratings, folder)
+            counts[kind] += counted
+            if problem:
+                problems.append(problem.split()[0])
+                tqdm.write(f"{k}: {problem}", file=sys.stderr)
             shutil.rmtree(folder)
-    print(json.dumps({"rounds": args.rounds, "kills": kills, "differences": differences}))
-    return 1 if differences else 0
+    mixed, lost = problems.count("mixed:"), problems.count("lost:")
+    line = {"rounds": args.rounds, "kills": counts[one_round]}
+    line |= {"differences": len(problems) - mixed - lost, "pairs": args.pairs}
+    print(json.dumps(line | {"turned_away": counts[one_pair], "mixed": mixed, "lost": lost}))
+    return 1 if problems else 0
 
 
 if __name__ == "__main__":

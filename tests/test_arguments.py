@@ -1,9 +1,11 @@
 """The command line: options declared once, argument files, errors in one line, folder names."""
 
 import dataclasses
+import io
 import os
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -168,3 +170,12 @@ def test_a_folder_called_ml_100k_is_not_taken_for_the_data(monkeypatch, tmp_path
     monkeypatch.chdir(tmp_path)
     Path("ml-100k").mkdir()
     assert resolve(["--epochs", "1"])["data"] == "ml-100k"
+
+
+def test_help_is_shown_where_greek_letters_cannot_be(monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", out)
+    with pytest.raises(SystemExit) as stopped:
+        resolve(["--help"])
+    out.flush()
+    assert stopped.value.code == 0 and b"--lambda-f \\u03bb_F" in out.buffer.getvalue()

@@ -1,11 +1,15 @@
 """The command end to end, on planted data in a real file: results, stacks, extensions, stops."""
 
+import dataclasses
+import io
 import json
+import math
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -217,6 +221,15 @@ def test_a_run_whose_predictions_overflow_stops_alone(command, monkeypatch):
     assert results[2]["mse"] == pytest.approx(alone["mse"], rel=1e-5)
 
 
+@pytest.mark.parametrize("name", ["mrr", "mrr_first"])  # with a curve, and without
+def test_a_metric_that_is_no_number_is_named_and_the_rate_is_not_blamed(command, name, monkeypatch):
+    nothing = dataclasses.replace(evaluation.METRICS[name], value=lambda run: math.nan)
+    monkeypatch.setitem(evaluation.METRICS, name, nothing)
+    code, result, err = command("--epochs 2")
+    assert code == 2 and result["table"] == name and "--lr" not in err
+    assert f"no longer finite at epoch 0, in {name}" in err and "look at that metric" in err
+
+
 def test_a_command_whose_runs_all_broke_says_the_same_when_resumed(command):
     code, result, err = command("--optimizer sgd --lambda-f 1e38 --lambda-r 1e38 --epochs 3")
     assert code == 2 and "epoch 0" in result["error"]
@@ -249,11 +262,65 @@ def test_a_second_stop_signal_stops_at_once(command):
     assert torch.load("run/resume.pt", weights_only=True)["epoch"] == 0
 
 
-def test_compile_without_a_compiler_says_so_and_goes_on(command, monkeypatch):
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    code, _, err = command("--epochs 1 --compile")
-    assert code == 0 and "no C++ compiler here (no-such-compiler)" in err
+def test_compile_where_it_fails_says_so_and_goes_on(command, monkeypatch, finished):
+    def no_compiler(batch):
+        raise RuntimeError("No working C++ compiler found\n\nSet TORCHDYNAMO_VERBOSE=1")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "compile", lambda *args, **named: no_compiler)
+        code, _, err = command("--epochs 3 --compile")
+    assert code == 0 and "--compile: going on without, No working C++ compiler found\n" in err
     assert config("run")["compile"] is False
+    torch.testing.assert_close(parameters("run"), parameters(finished("--epochs 3")[0]))
+
+
+# ---- what may fail beside training ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("stream", [None, "/dev/full"])
+def test_stderr_that_takes_nothing_costs_no_run_and_stdout_only_the_answer(
+    command, ratings_csv, stream
+):
+    words = f"--data {ratings_csv} --epochs 1".split()
+    lost, err = [open(stream, "w") if stream else None for _ in "12"], io.StringIO()
+    with redirect_stderr(lost[0]):
+        assert train.main([*words, "--out", "one"]) == 0
+    with redirect_stdout(lost[1]), redirect_stderr(err):
+        assert train.main([*words, "--out", "two"]) == (2 if stream else 0)
+    assert ("stdout: [Errno 28]" in err.getvalue()) == bool(stream)
+    assert same_run("one", "two") and Path("two/result.json").exists()
+
+
+def test_a_run_that_began_without_streams_and_with_a_path_that_is_no_text(ratings_csv, tmp_path):
+    """Closed, their numbers would go to files of the run."""
+    shutil.copy(ratings_csv, tmp_path / "d\udcff.csv")
+    script = 'exec "$0" "$1" --epochs 1 --data "$2" <&- >&- 2>&-'
+    words = ["bash", "-c", script, sys.executable, train.__file__, "d\udcff.csv"]
+    assert subprocess.run(words, cwd=tmp_path).returncode == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name.startswith("d-_shared") and len(train.load_run(folder).data) == 4000
+
+
+def test_ctrl_c_while_modules_are_imported_is_no_traceback(tmp_path):
+    (tmp_path / "numpy.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGINT)")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    words = [sys.executable, train.__file__, "--help"]
+    done = subprocess.run(words, env=environment, capture_output=True)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, b"")
+
+
+@pytest.mark.parametrize("owner, kind", [(torch, torch.uint8), (np, np.uint8)])
+def test_out_of_memory_is_one_line_that_tells_how_much_is_needed(command, monkeypatch, owner, kind):
+    """Of 120 users and 150 items 8 numbers each, with gradient and two moments, 4 bytes."""
+    gib = f"{270 * 8 * 4 * 4 / 2**30:.3g} GiB"
+    with before_epoch(lambda epoch: epoch == 1 and owner.empty(2**60, dtype=kind)):
+        code, _, err = command("--epochs 2 --checkpoint-every 1")
+    assert code == 2 and f"out of memory: the tables and their optimizer take {gib}" in err
+    assert "train.py --resume run goes on" in err and "Traceback" not in err
+    assert command("--resume run")[0] == 0
+    monkeypatch.setattr(train, "memory_limit", lambda: 270 * 8 * 4 * 4 - 1)
+    assert gib in refused(command, "--out other") and not Path("other").exists()
+    assert command("--epochs 1 --optimizer sgd --out sgd")[0] == 0  # half of it
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")

@@ -16,6 +16,12 @@ def test_killed_and_resumed_is_never_interrupted(ratings_csv, tmp_path, seed):
     assert difference is None
 
 
+@pytest.mark.parametrize("seed", [1, 3])
+def test_of_two_commands_on_one_folder_none_is_mixed_or_lost(ratings_csv, tmp_path, seed):
+    turned_away, problem = kill_resume.one_pair(random.Random(seed), ratings_csv, tmp_path)
+    assert problem is None
+
+
 def test_a_resume_that_starts_an_epoch_too_late_is_noticed(command, monkeypatch):
     """The comparison can fail: resume from a state that says it is further than it is."""
     words = "--epochs 4 --checkpoint-every 2"

@@ -73,7 +73,7 @@ def test_the_command_goes_on_and_skips_a_missing_library(monkeypatch, tmp_path, 
     runs = [f"{line['method']} {line['seed']}" for line in first]
     assert runs == ["ease 0", "ease 1", "global-mean 0", "global-mean 1"]
     keys = "experiment method settings split seed mrr mse mrr_first ndcg_at_10 recall_at_10"
-    assert first[0].keys() == {*keys.split(), "fit_seconds", "versions", "commit"}
+    assert first[0].keys() == {*keys.split(), "fit_seconds", "versions", "commit", "commit_dirty"}
     (row,) = (row.split() for row in told.splitlines() if row.startswith("ease"))
     assert float(row[1]) == pytest.approx(np.mean([line["mrr"] for line in first[:2]]), abs=1e-6)
     path.write_text(path.read_text()[:-40])  # killed while writing the last
