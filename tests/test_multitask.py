@@ -136,21 +136,6 @@ def test_twenty_steps_are_those_of_the_formulas_by_torchs_adam(shared_dims, loss
         torch.testing.assert_close(parameter, own[name], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("shared_dims", SHARING)
-def test_a_weight_of_zero_leaves_that_tasks_own_parameters_untouched(shared_dims):
-    stack = make_stack(5, shared_dims=shared_dims)  # λ_F is 1 in run 3, 0 in run 4
-    before = {name: p.detach().clone() for name, p in stack.net.named_parameters()}
-    stack.run_epoch(0)
-    changed = {name: p.detach() != before[name] for name, p in stack.net.named_parameters()}
-    head = {name for name in changed if name.startswith("rating_head")}
-    for run, others in ((3, {"item_bias"}), (4, head)):
-        assert {name for name in changed if changed[name][run].any()} == {"users", "items"} | others
-    for name in ("users", "items"):  # rows of ranking's own | common | rating's own
-        columns = changed[name].any(1).tolist()
-        own = [False] * (stack.net.width - 8)
-        assert columns[3:] == [[True] * 8 + own, own + [True] * 8]
-
-
 @pytest.mark.parametrize("shared_dims", [None, 0])
 def test_gradients_in_common_tables_are_compared_and_separate_ones_never_conflict(shared_dims):
     stack = make_stack(3, shared_dims=shared_dims)
@@ -350,6 +335,24 @@ def test_shared_columns_step_by_the_weights_and_own_ones_by_their_task():
             f, r = (made.weights[:, k, None, None] * by_task[k][name] for k in (0, 1))
             expected[..., 5:8] = (f + r)[..., 5:8]
         torch.testing.assert_close(parameter.grad, expected, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(2,), (2, 1), (2, 1, 1, 1)])
+def test_a_heads_parameter_of_any_shape_gets_its_tasks_gradient(shape, monkeypatch):
+    class Constant(torch.nn.Module):
+        def __init__(self, dim, hidden, seeds):
+            super().__init__()
+            self.value = torch.nn.Parameter(torch.zeros(shape))
+
+        def forward(self, u, q):
+            return self.value.view(2, 1).expand(u.shape[:2])
+
+    monkeypatch.setitem(RATING_HEADS, "constant", Constant)
+    stack = weighted(["mgda", "adatask"], rating_head="constant")
+    batch, memory = next(stack.batches(0)), stack.memory
+    stack.fill_gradients(batch)
+    filled = memory.named(memory.grads + memory.rating_grads)["rating_head.value"]
+    torch.testing.assert_close(filled.flatten(), -2 * batch.ratings.mean(1))
 
 
 def test_adatask_is_two_adams_whose_steps_add_up():
