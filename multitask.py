@@ -21,7 +21,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, get_type_hints
 
 import numpy as np
 import torch
@@ -287,16 +287,10 @@ class Options:
 
     def check(self, structure: Structure) -> None:
         """Raises ValueError for options that contradict each other or the model's structure."""
-        known = {
-            "loss": LOSSES,
-            "batch_by": BATCHES,
-            "optimizer": OPTIMIZERS,
-            "schedule": SCHEDULES,
-        }
-        for name, choices in known.items():
-            if getattr(self, name) not in choices:
-                told = f"{name} is {getattr(self, name)!r}"
-                raise ValueError(f"{told}: it is one of {', '.join(choices)}")
+        for name, hint in get_type_hints(Options, include_extras=True).items():
+            value, choices = getattr(self, name), hint.__metadata__[-1]
+            if hint.__origin__ is str and value not in choices:
+                raise ValueError(f"{name} is {value!r}: it is one of {', '.join(choices)}")
         by_user, pairwise = self.batch_by == "user", self.pairwise
         histories = structure.user_history or structure.item_history
         if len(self.weight_decay) not in (1, 3):

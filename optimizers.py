@@ -151,21 +151,10 @@ class Adam:
     def _kernel(self, grads: Tensor, decay: float, moments: str = "") -> None:
         mean, square, steps = (self.state[f"{moments}{x}"] for x in ("mean", "square", "steps"))
         steps.add_(1)
-        torch._fused_adamw_(
-            [self.values],
-            [grads],
-            [mean],
-            [square],
-            [],
-            [steps],
-            lr=self.lr,
-            beta1=0.9,
-            beta2=0.999,
-            weight_decay=decay,
-            eps=1e-8,
-            amsgrad=False,
-            maximize=False,
-        )
+        tensors = [self.values], [grads], [mean], [square], [], [steps]
+        betas, flags = dict(beta1=0.9, beta2=0.999), dict(amsgrad=False, maximize=False)
+        rate = dict(lr=self.lr, weight_decay=decay)
+        torch._fused_adamw_(*tensors, **rate, **betas, eps=1e-8, **flags)
 
 
 class SGD:
