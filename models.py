@@ -412,10 +412,7 @@ class MultiTaskNet(nn.Module):
 
     def rating(self, user_ids: Tensor, item_ids: Tensor, u: Tensor, q: Tensor) -> Tensor:
         """r̂_ij of pairs: (R, B) ids, and u_i, q_j in the rating windows (R, B, D_R) -> (R, B)."""
-        return self.biased(user_ids, item_ids, self.rating_head(u, q))
-
-    def biased(self, user_ids: Tensor, item_ids: Tensor, predicted: Tensor) -> Tensor:
-        """Predicted ratings with μ + a_i + b_j added, if the rating head has them: (R, B) each."""
+        predicted = self.rating_head(u, q)
         if not self.structure.rating_biases:
             return predicted
         biases = self.bias_sum(self.rating_bias_tables(), user_ids, item_ids)

@@ -21,7 +21,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, get_type_hints
 
 import numpy as np
 import torch
@@ -287,16 +287,10 @@ class Options:
 
     def check(self, structure: Structure) -> None:
         """Raises ValueError for options that contradict each other or the model's structure."""
-        known = {
-            "loss": LOSSES,
-            "batch_by": BATCHES,
-            "optimizer": OPTIMIZERS,
-            "schedule": SCHEDULES,
-        }
-        for name, choices in known.items():
-            if getattr(self, name) not in choices:
-                told = f"{name} is {getattr(self, name)!r}"
-                raise ValueError(f"{told}: it is one of {', '.join(choices)}")
+        for name, hint in get_type_hints(Options, include_extras=True).items():
+            value, choices = getattr(self, name), hint.__metadata__[-1]
+            if hint.__origin__ is str and value not in choices:
+                raise ValueError(f"{name} is {value!r}: it is one of {', '.join(choices)}")
         by_user, pairwise = self.batch_by == "user", self.pairwise
         histories = structure.user_history or structure.item_history
         if len(self.weight_decay) not in (1, 3):
@@ -362,8 +356,8 @@ class Stack:
         weighting: Sequence[str] | None = None,
         **options,
     ):
-        self.options = Options(**options)
-        self.options.check(net.structure)
+        options = self.options = Options(**options)
+        options.check(net.structure)
         self.net, self.seeds, self.device = net, list(seeds), net.users.device
         self.users = torch.tensor(users, device=self.device)
         self.items = torch.tensor(items, device=self.device)
@@ -372,28 +366,23 @@ class Stack:
         lambdas = torch.tensor([*zip(lambda_f, lambda_r, strict=True)], device=self.device)
         methods = weighting or ["fixed"] * len(self.seeds)
         self.weighting = Weightings(methods, self.seeds, self.device, lambdas)
-        self.samplers = []
-        if self.options.pairwise:
-            self.samplers = [
-                NegativeSampler(
-                    self.users[rows], self.items[rows], net.n_items, self.options.exclude_positives
-                )
-                for rows in self.train
-            ]
-        n_rows = net.n_users if self.options.batch_by == "user" else self.train.shape[1]
-        self.steps = math.ceil(n_rows / self.options.batch_size)  # an epoch
+        self.samplers = [
+            NegativeSampler(
+                self.users[rows], self.items[rows], net.n_items, options.exclude_positives
+            )
+            for rows in (self.train if options.pairwise else ())
+        ]
+        n_rows = net.n_users if options.batch_by == "user" else self.train.shape[1]
+        self.steps = math.ceil(n_rows / options.batch_size)  # an epoch
         self.streams: list[torch.Generator] = []  # of dropout, one a run
-        options = self.options
         self.memory = Flat(net)
-        self.optimizer = make_optimizer(
-            options.optimizer, net, self.memory, options.lr, options.weight_decay
-        )
+        self.optimizer = make_optimizer(options, net, self.memory)
         if self.weighting.split:
             self.optimizer.split_tasks()
         known = self.train.to(self.device)
         net.observe(self.users[known], self.items[known], self.ratings[known])
         self.compiled = None
-        if self.options.compile:
+        if options.compile:
             self.compiled = torch.compile(lambda batch: self.losses(batch), dynamic=False)
         self.written_out: bool | None = None  # whether gradients.py steps; None: not settled yet
         self.captured: gradients.CapturedStep | None = None
@@ -617,7 +606,7 @@ class Stack:
         Gram matrix of what the tasks share, (R, 2, 2).
         """
         tasks, measured = [self.memory.gradients(loss.sum()) for loss in self.losses(batch)], {}
-        views = [dict(zip(self.memory.names, self.memory.views(x), strict=True)) for x in tasks]
+        views = [self.memory.named(x) for x in tasks]
         for name in TABLES:
             ranking, rating = (view[name].flatten(1) for view in views)
             norms = ranking.norm(dim=1), rating.norm(dim=1)
@@ -633,14 +622,13 @@ class Stack:
         A gradient above 1e19 has an infinite square: its parameter then stands still.
         """
         broken: list[str | None] = [None] * len(self.seeds)
-        flats = {"": self.memory.values}
-        for moment, state in self.optimizer.state.items():
-            if state.dim():
-                flats[f"{self.options.optimizer}'s {moment} of "] = state
+        flats, kind = {"": self.memory.values}, self.options.optimizer
+        flats |= {f"{kind}'s {x} of ": state for x, state in self.optimizer.state.items()}
         for told, flat in flats.items():
-            for name, part in zip(self.memory.names, self.memory.views(flat), strict=True):
-                finite = part.flatten(1).isfinite().all(1)
-                for r in (~finite).nonzero().flatten().tolist():
+            for name, part in self.memory.named(flat).items() if flat.dim() else ():
+                part = part.reshape(len(broken), -1)
+                ends = torch.stack([part.amax(1), part.amin(1)])  # NaN, if any value is
+                for r in (~ends.isfinite().all(0)).nonzero().flatten().tolist():
                     broken[r] = broken[r] or told + name
         return broken
 

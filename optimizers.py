@@ -4,7 +4,6 @@ At these sizes an optimizer's bookkeeping costs more than its arithmetic, so all
 one tensor and all gradients in another: one fill clears them, one call updates everything.
 """
 
-from collections.abc import Sequence
 from itertools import compress
 
 import torch
@@ -40,9 +39,12 @@ class Flat:
         pairs = zip(parts, self.parameters, strict=True)
         return [part.view(parameter.shape) for part, parameter in pairs]
 
+    def named(self, flat: Tensor) -> dict[str, Tensor]:
+        return dict(zip(self.names, self.views(flat), strict=True))
+
     def shared(self, flat: Tensor) -> list[Tensor]:
         """The parts of a flat tensor that the tasks share."""
-        views = dict(zip(self.names, self.views(flat), strict=True))
+        views = self.named(flat)
         return [views[name][..., columns] for name, columns in self.columns.items()]
 
     def gradients(self, loss: Tensor) -> Tensor:
@@ -83,8 +85,8 @@ class Flat:
             rated.mul_(w[:, 1]).addcmul_(ranked, w[:, 0])
         if o is None:
             return
-        o, views = o[..., None, None], self.views(self.grads)
-        for name, view in zip(self.names, views, strict=True):
+        o = o[..., None, None]
+        for name, view in self.named(self.grads).items():
             if name in self.tables:
                 view[..., : self.own[0]].mul_(o[:, 0])
                 view[..., view.shape[-1] - self.own[1] :].mul_(o[:, 1])
@@ -96,20 +98,22 @@ class Flat:
 
         In the runs of ``split``, (R,) bools, rating's part goes to rating_grads instead.
         """
+
+        def multiply(these: list[Tensor], factors: Tensor, out: list[Tensor]) -> None:
+            for gradient, weighted in zip(these, out, strict=True):
+                each = factors.to(gradient).view(-1, *[1] * (gradient.dim() - 1))
+                torch.mul(gradient, each, out=weighted)
+
         parts = []
         for task, flat in enumerate((ranking, rating)):
             part = torch.empty_like(flat)
             for weights, get in ((o, self.views), (w, self.shared)):
-                for gradient, weighted in zip(get(flat), get(part), strict=True):
-                    torch.mul(gradient, weights[:, task, None, None], out=weighted)
+                multiply(get(flat), weights[:, task], out=get(part))
             parts.append(part)
         if self.rating_grads is not None:
-            for rated, whole in zip(
-                self.views(parts[1]), self.views(self.rating_grads), strict=True
-            ):
-                apart = split[:, None, None].to(rated.dtype)
-                torch.mul(rated, apart, out=whole)
-                rated.mul_(1 - apart)
+            rated = self.views(parts[1])
+            multiply(rated, split, out=self.views(self.rating_grads))
+            multiply(rated, ~split, out=rated)
         torch.add(*parts, out=self.grads)
 
 
@@ -147,21 +151,10 @@ class Adam:
     def _kernel(self, grads: Tensor, decay: float, moments: str = "") -> None:
         mean, square, steps = (self.state[f"{moments}{x}"] for x in ("mean", "square", "steps"))
         steps.add_(1)
-        torch._fused_adamw_(
-            [self.values],
-            [grads],
-            [mean],
-            [square],
-            [],
-            [steps],
-            lr=self.lr,
-            beta1=0.9,
-            beta2=0.999,
-            weight_decay=decay,
-            eps=1e-8,
-            amsgrad=False,
-            maximize=False,
-        )
+        tensors = [self.values], [grads], [mean], [square], [], [steps]
+        betas, flags = dict(beta1=0.9, beta2=0.999), dict(amsgrad=False, maximize=False)
+        rate = dict(lr=self.lr, weight_decay=decay)
+        torch._fused_adamw_(*tensors, **rate, **betas, eps=1e-8, **flags)
 
 
 class SGD:
@@ -185,22 +178,21 @@ class SGD:
 OPTIMIZERS = {"adam": Adam, "sgd": SGD}
 
 
-def decay_by_column(net: nn.Module, ranking: float, common: float, rating: float) -> Tensor:
-    """Each parameter's weight decay, (P,): in the embedding tables that of its column, else 0."""
-    own = net.ranking_dim - net.shared_dims, net.rating_dim - net.shared_dims
-    sizes = torch.tensor([own[0], net.shared_dims, own[1]])
-    columns = torch.tensor([ranking, common, rating]).repeat_interleave(sizes)
-    tables, flat = net.tables(), []
-    for name, parameter in net.named_parameters():
-        decay = columns if name in tables else torch.zeros(1)
-        flat.append(decay.to(parameter).expand(parameter.shape).flatten())
-    return torch.cat(flat)
+def make_optimizer(options, net: nn.Module, memory: Flat):
+    """The optimizer that a stack's options name.
 
-
-def make_optimizer(name: str, net: nn.Module, memory: Flat, lr: float, decay: Sequence[float]):
-    """An optimizer of OPTIMIZERS; one weight decay is of all parameters, three of the columns."""
-    frozen = [name for name, parameter in net.named_parameters() if not parameter.requires_grad]
+    One weight decay is of all parameters, three of the embedding tables' columns, ranking's own,
+    common and rating's own, and of nothing else. Raises ValueError where it would move what is
+    frozen.
+    """
+    decay, named = options.weight_decay, dict(net.named_parameters())
+    frozen = [name for name, parameter in named.items() if not parameter.requires_grad]
     if frozen and any(decay):
         raise ValueError(f"{frozen[0]} is frozen: --weight-decay would move it, go without")
-    decay = decay[0] if len(decay) == 1 else decay_by_column(net, *decay)
-    return OPTIMIZERS[name](memory, lr, decay)
+    if len(decay) > 1:
+        sizes = torch.tensor([memory.own[0], net.shared_dims, memory.own[1]])
+        columns, others = torch.tensor(decay).repeat_interleave(sizes), torch.zeros(1)
+        decays = {name: columns if name in memory.tables else others for name in named}
+        parts = [decays[name].to(x).expand(x.shape).flatten() for name, x in named.items()]
+    decay = decay[0] if len(decay) == 1 else torch.cat(parts)
+    return OPTIMIZERS[options.optimizer](memory, options.lr, decay)

@@ -442,31 +442,30 @@ class Weightings:
 
     def __init__(self, methods: Sequence[str], seeds: Sequence[int | str], device, lambdas=None):
         self.shared = torch.ones(len(seeds), 2, device=device)  # where weights don't move
-        self.own, self.methods = self.shared.clone(), [METHODS[parse(text)[0]] for text in methods]
+        self.own, parsed = self.shared.clone(), [parse(text) for text in methods]
         self.groups: list[tuple[Weighting, Tensor | None]] = []  # with its runs; None: all
         alike: dict[str, list[int]] = {}
-        for r, text in enumerate(methods):
-            alike.setdefault(str(parse(text)), []).append(r)
+        for r, each in enumerate(parsed):
+            alike.setdefault(str(each), []).append(r)
         for runs in alike.values():
-            method, (_, settings) = self.methods[runs[0]], parse(methods[runs[0]])
-            if method is Fixed:
+            name, settings = parsed[runs[0]]
+            if name == "fixed":
                 settings = {"lambdas": torch.as_tensor(lambdas)[runs]}
-            group = method([seeds[r] for r in runs], device, **settings)
+            group = METHODS[name]([seeds[r] for r in runs], device, **settings)
             index = torch.tensor(runs, device=device)
-            if method.moves:
+            if group.moves:
                 self.groups.append((group, index if len(alike) > 1 else None))
             else:
                 self.shared[index], self.own[index] = group(group.ones)
-        self.needs_after = any(method.needs_after for method in self.methods)
-        self.moves = any(method.moves for method in self.methods)
-        self.per_task_moments = torch.tensor(
-            [method.per_task_moments for method in self.methods], device=self.shared.device
-        )
+        kinds = [METHODS[name] for name, _ in parsed]
+        split = [kind.per_task_moments for kind in kinds]
         # Whether the tasks' gradients are needed apart: else one weighted sum of the losses serves.
-        self.weighs_own = any(method.weights_own for method in self.methods)
-        self.split = any(method.per_task_moments for method in self.methods)
-        apart = [m.per_task_moments or m.needs_gram or not m.weights_own for m in self.methods]
-        self.apart, self.takes_apart = any(apart), torch.tensor(apart, device=self.shared.device)
+        apart = [k.per_task_moments or k.needs_gram or not k.weights_own for k in kinds]
+        self.split, self.per_task_moments = any(split), torch.tensor(split, device=device)
+        self.apart, self.takes_apart = any(apart), torch.tensor(apart, device=device)
+        self.needs_after = any(kind.needs_after for kind in kinds)
+        self.moves = any(kind.moves for kind in kinds)
+        self.weighs_own = any(kind.weights_own for kind in kinds)
 
     def by_losses(self, losses: Tensor) -> tuple[Tensor, Tensor]:
         """Once a step, (R, 2) -> weights of shared and of own parameters, (R, 2).

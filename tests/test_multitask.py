@@ -352,6 +352,24 @@ def test_shared_columns_step_by_the_weights_and_own_ones_by_their_task():
         torch.testing.assert_close(parameter.grad, expected, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(2,), (2, 1), (2, 1, 1, 1)])
+def test_a_heads_parameter_of_any_shape_gets_its_tasks_gradient(shape, monkeypatch):
+    class Constant(torch.nn.Module):
+        def __init__(self, dim, hidden, seeds):
+            super().__init__()
+            self.value = torch.nn.Parameter(torch.zeros(shape))
+
+        def forward(self, u, q):
+            return self.value.view(2, 1).expand(u.shape[:2])
+
+    monkeypatch.setitem(RATING_HEADS, "constant", Constant)
+    stack = weighted(["mgda", "adatask"], rating_head="constant")
+    batch, memory = next(stack.batches(0)), stack.memory
+    stack.fill_gradients(batch)
+    filled = memory.named(memory.grads + memory.rating_grads)["rating_head.value"]
+    torch.testing.assert_close(filled.flatten(), -2 * batch.ratings.mean(1))
+
+
 def test_adatask_is_two_adams_whose_steps_add_up():
     stack = weighted(["adatask"], lr=0.01)
     start = stack.memory.values.clone()

@@ -63,3 +63,13 @@ def test_a_run_whose_adam_overflows_stops_alone(command):
         assert f"epoch 0, in {result['table']}" in result["error"] and result["error"] in err
     _, alone, _ = command("--lambda-f 0.5 --lambda-r 0.5 --epochs 3")
     assert healthy["mse"] == pytest.approx(alone["mse"], rel=1e-5)
+
+
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+def test_a_single_value_that_is_not_finite_is_named(value):
+    stack = make_stack(2)
+    memory, square = stack.memory, stack.optimizer.state["square"]
+    for flat, name in ((square, "adam's square of item_bias"), (memory.values, "item_bias")):
+        assert stack.broken_tables()[0] is None
+        memory.named(flat)["item_bias"][1, 3] = value
+        assert stack.broken_tables() == [None, name]

@@ -393,6 +393,7 @@ def test_loss_methods_divide_by_the_loss_or_leave_it(text, factor):
 # ---- the runs of a stack -------------------------------------------------------------------
 
 RUNS = [*METHODS, "cagrad:kappa=0.2", "uw", "mgda", "fixed", "uw:lr=0.1", "rlw", "gradnorm"]
+RUN_METHODS = [METHODS[parse(text)[0]] for text in RUNS]
 SEEDS = list(range(len(RUNS)))
 LAMBDAS = torch.linspace(0.1, 2, 2 * len(RUNS)).view(-1, 2)
 
@@ -409,7 +410,7 @@ def epoch_of_weights(runs: Weightings, which, epoch: int) -> torch.Tensor:
         losses, after = torch.rand(2, len(RUNS), 2, generator=stream) + 0.1
         gradients = torch.randn(len(RUNS), 2, 5, generator=stream)
         gram = torch.bmm(gradients, gradients.transpose(1, 2))
-        gram[[not method.needs_gram for method in make_runs().methods]] = torch.nan
+        gram[[not kind.needs_gram for kind in RUN_METHODS]] = torch.nan
         found.append(torch.stack(weigh(runs, losses[which], gram[which])))
         runs.after(after[which])
     runs.epoch_end(epoch, torch.rand(len(RUNS), 2, generator=stream)[which] + 0.1)
@@ -454,13 +455,13 @@ def test_who_gets_what():
         assert shared.tolist() == told.get(text, shared.tolist())
     runs = make_runs()
     flagged = {
-        flag: {text for text, own in zip(RUNS, runs.methods, strict=True) if getattr(own, flag)}
+        flag: {text for text, own in zip(RUNS, RUN_METHODS, strict=True) if getattr(own, flag)}
         for flag in ("needs_gram", "needs_after", "per_task_moments")
     }
     assert flagged["needs_after"] == {"famo"} and flagged["per_task_moments"] == {"adatask"}
     assert flagged["needs_gram"] == {x for x in RUNS if x.partition(":")[0] in GRADIENT_METHODS}
     halves = runs.by_losses(torch.rand(len(RUNS), 2))[0]
-    assert (halves[[method.needs_gram for method in runs.methods]] == 1).all()
+    assert (halves[[kind.needs_gram for kind in RUN_METHODS]] == 1).all()
     assert runs.split and runs.apart and runs.moves
 
 
