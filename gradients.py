@@ -187,54 +187,71 @@ def pairwise_step(stack, batch) -> tuple[Tensor, Tensor, Tensor | None]:
     to_features = torch.bmm(to_hidden, layer.weight.transpose(1, 2))
     to_u, to_q, to_product = to_features.split(d_r, -1)
 
-    # Rows: the rating window first; the ranking window is added to it in the common columns, or
-    # where the tasks are kept apart, added to tables of ranking's own.
+    # Rows: the rating window first. The ranking window is added to it in the common columns; where
+    # the tasks are kept apart, the two are weighed there.
     own_dims = net.width - d_r  # ranking's own columns come first
     to_users, to_items = torch.empty_like(u), torch.empty_like(q)
     to_positive, to_negative = to_items[:, :size], to_items[:, size:]
-    slopes, added = slope[..., None], own_dims if apart else d_f
+    slopes, common = slope[..., None], slice(own_dims, d_f)
     for to_rows, to_window, other, factor in (
         (to_users, to_u, q_r, difference),
         (to_positive, to_q, u_r, u_f),
     ):
         torch.addcmul(to_window, to_product, other, out=to_rows[..., own_dims:])
         torch.mul(slopes, factor[..., :own_dims], out=to_rows[..., :own_dims])
-        to_rows[..., own_dims:added].addcmul_(slopes, factor[..., own_dims:added])
-    if added:
-        torch.mul(-slopes, u_f[..., :added], out=to_negative[..., :added])
-    if 0 < added < net.width:
-        to_negative[..., added:] = 0
-    to_item_bias = torch.cat([slope, -slope], 1)
-    rated_ids = (items + net.run * net.n_items).flatten()
-    add_rows(net.users.grad, user_ids, to_users)
-    if added:
-        add_rows(net.items.grad, item_ids, to_items)
-    else:  # all is shared and apart: a negative's row has no gradient of rating's
-        add_rows(net.items.grad, rated_ids, to_positive)
-    add_rows(net.item_bias.grad, item_ids, to_item_bias)
-    if net.structure.rating_biases:
+        if not apart:
+            to_rows[..., common].addcmul_(slopes, factor[..., common])
+    torch.mul(-slopes, u_f, out=to_negative[..., :d_f])
+    to_negative[..., d_f:] = 0
+    to_item_bias, to_user_bias = torch.cat([slopes, -slopes], 1), torch.zeros_like(slopes)
+    rows = [(net.users, user_ids, to_users), (net.items, item_ids, to_items)]
+    rows.append((net.item_bias, item_ids, to_item_bias))
+    tasks, gram = [], None  # where the tasks are kept apart: what each has of rows, where shared
+    if apart and own_dims < d_f:
+        of_users, of_items = slopes * difference[..., common], slopes * u_f[..., common]
+        tasks.append((of_users, to_users[..., common], to_users[..., common]))
+        of_items = torch.cat([of_items, to_negative[..., common]], 1)
+        tasks.append((of_items, to_positive[..., common], to_items[..., common]))
+    if apart and "user_bias" in stack.memory.columns:  # the rating head's biases too
+        rows.append((net.user_bias, user_ids, to_user_bias))
+        tasks.append((to_item_bias, error[..., None], to_item_bias))
+        tasks.append((to_user_bias, error[..., None], to_user_bias))
+    elif net.structure.rating_biases:
         user_bias, item_bias = net.rating_bias_tables()
-        add_rows(user_bias.grad, user_ids, error)
-        add_rows(item_bias.grad, rated_ids, error)
-    gram = None
+        rows.append((user_bias, user_ids, error))
+        rows.append((item_bias, item_ids.view(runs, -1)[:, :size].flatten(), error))
     if apart:
-        ranking = [torch.zeros_like(part) for part in stack.memory.shared(stack.memory.grads)]
-        if ranking:
-            to_positive = slopes * u_f[..., own_dims:]
-            add_rows(ranking[0], user_ids, slopes * difference[..., own_dims:])
-            add_rows(ranking[1], item_ids, torch.cat([to_positive, -to_positive], 1))
-        if len(ranking) > 2:  # the biases too: of ranking's gradients the items' alone isn't zero
-            add_rows(net.item_bias.grad, item_ids, -to_item_bias)
-            add_rows(ranking[3], item_ids, to_item_bias)
-        gram = stack.memory.gram_of(ranking, stack.memory.shared(stack.memory.grads))
-        shared = stack.weighting.by_gradients(shared, losses, gram)
-        stack.memory.weigh(ranking, shared, own if stack.weighting.weighs_own else None)
+        shared, gram = weigh_rows(stack, losses, shared, rows, tasks)
+    for table, ids, to_rows in rows:
+        table.grad.view(-1, table.shape[-1]).index_add_(0, ids, to_rows.reshape(len(ids), -1))
+    if apart and stack.weighting.weighs_own:
+        stack.memory.weigh_own(own)
     return losses, shared, gram
 
 
-def add_rows(table: Tensor, ids: Tensor, rows: Tensor) -> None:
-    """Add to the rows of a stack's table, (R, n, C), of ids over the whole stack."""
-    table.view(-1, table.shape[-1]).index_add_(0, ids, rows.reshape(len(ids), -1))
+def weigh_rows(stack, losses, shared, rows: list, tasks: list) -> tuple[Tensor, Tensor]:
+    """Weigh the tasks' gradients in the rows of a batch: the weights, (R, 2), and the Gram matrix.
+
+    Of ``rows``, a table and ids (R · n,) in it each, ``tasks`` has ranking's gradients, (R, n, K),
+    rating's, perhaps of the first ids alone, and where to write their weighed sum. The gradients of
+    one id are added up at one of its places, and zero at others: a table no longer than the batch.
+    """
+    ranking, rating = [], []
+    for (table, ids, _), (*both, _) in zip(rows, tasks, strict=False):
+        place = ids.new_empty(table[..., 0].numel())
+        place[ids] = torch.arange(len(ids), device=ids.device)
+        places = place[ids].view(len(losses), -1)
+        for gradients, sums in zip(both, (ranking, rating), strict=True):
+            n, width = gradients.shape[1:]
+            at, flat = places[:, :n].flatten(), gradients.new_zeros(len(ids), width)
+            flat.index_add_(0, at, gradients.reshape(len(at), width))
+            sums.append(flat.view(*places.shape, width))
+    gram = stack.memory.gram_of(ranking, rating)
+    shared = stack.weighting.by_gradients(shared, losses, gram)
+    w = shared[..., None, None]
+    for f, r, (*_, weighed) in zip(ranking, rating, tasks, strict=True):
+        torch.addcmul(r.mul_(w[:, 1]), f, w[:, 0], out=weighed)
+    return shared, gram
 
 
 class CapturedStep:

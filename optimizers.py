@@ -75,16 +75,8 @@ class Flat:
         gram[:, 1, 0] = gram[:, 0, 1]
         return gram
 
-    def weigh(self, ranking: list[Tensor], w: Tensor, o: Tensor | None) -> None:
-        """Weigh grads, which hold rating's part of what is shared, and ranking's part, into grads.
-
-        ``ranking`` as `shared` gives it; w and o are (R, 2), None where all o are 1.
-        """
-        w = w[..., None, None]
-        for rated, ranked in zip(self.shared(self.grads), ranking, strict=True):
-            rated.mul_(w[:, 1]).addcmul_(ranked, w[:, 0])
-        if o is None:
-            return
+    def weigh_own(self, o: Tensor) -> None:
+        """Weigh the gradients of what is of one task, by (R, 2)."""
         o = o[..., None, None]
         for name, view in self.named(self.grads).items():
             if name in self.tables:
