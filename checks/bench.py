@@ -42,7 +42,7 @@ from models import MultiTaskNet
 from multitask import Stack
 
 DIM, HIDDEN = 32, 64
-WEIGHTINGS = ("gls", "uw", "famo", "mgda", "nash-mtl", "cagrad", "gradnorm")
+WEIGHTINGS = "gls uw rlw famo mgda nash-mtl cagrad gradnorm pcgrad adatask rating-probe".split()
 PEERS = ("torchjd", "cvxpy", "ecos", "quadprog")  # TorchJD and what its aggregators solve with
 LARGE = 138_493, 26_744, 20_000_000  # users, items, interactions: as many as MovieLens 20M
 

@@ -9,6 +9,7 @@ import pandas as pd
 from study import design, records, stats
 from study.design import DATA, METRICS, PLANNED, PUBLISHED, TESTED
 from study.stats import Estimate, show
+from weighting import METHODS
 
 SIDES = ("users", "items")
 DIGITS = {  # of every column, by how many are shown
@@ -278,6 +279,11 @@ def counted(frame: pd.DataFrame) -> dict[str, str]:
     }
     for name, point in (("reference", design.REFERENCE), ("ideal", design.IDEAL)):
         told[f"box.{name}"] = "MRR {:g}, MSE {:g}".format(*point)
+    # Of a run in a stack of 16, from the bench's last record: not the study's own, noisy seconds.
+    bench = records.read(Path(__file__).parents[1] / "results/bench.jsonl")
+    costs = [line["ratio_to_fixed"] for line in bench if "ratio_to_fixed" in line]
+    told |= {f"cost.{name}": "—" for name in METHODS}
+    told |= {f"cost.{name}": show(ratio, 2) for name, ratio in costs[-1].items()}
     for name, arms in PLANNED.items():
         mine = runs[runs.experiment == name]
         told[f"progress.{name}.arms"] = f"{mine.arm.nunique()} of {arms}"
