@@ -159,6 +159,8 @@ def _parse(content: bytes, shown: str, columns: str | None) -> dict[str, np.ndar
     readers = READERS | {"rating": lambda text: _rating(text, point)}
     line, first = next(_records(content, separator, shown), (0, []))
     require(first, f"{shown} is empty", "a header and at least one row")
+    json = first[0].startswith(("{", "[{"))
+    require(not json, f"{shown} is JSON", "a table with commas or the like")
     positions = _find_columns(first, columns or "", f"{shown}, line {line}")
     headed = not DECIMAL.fullmatch(first[positions["rating"]].replace(",", "."))
     names = list(map(repr, first)) if headed else range(1, len(first) + 1)
@@ -306,9 +308,10 @@ def _find_columns(first: list[str], columns: str, where: str) -> dict[str, int]:
         require(own or not name, found, f"{short(close)} or a number from 1 to {len(first)}")
         places = {other: [k for k in x if k not in own] for other, x in places.items()}
         places[kind] = own
+    lower = {name.lower(): name for name in first}
     for kind, own in places.items():
-        close = difflib.get_close_matches(kind, map(str.lower, first), n=1, cutoff=0.5)
-        right = f"--columns {kind}={short(*close) if close else 'NAME'}, or its number,"
+        close = difflib.get_close_matches(kind, lower, n=1, cutoff=0.5)
+        right = f"--columns {kind}={short(lower[close[0]]) if close else 'NAME'}, or its number,"
         found = f"{where}: no {kind} column among {listed}"
         require(own or kind not in ("user", "item", "rating"), found, right)
         found = f"{where}: columns {' and '.join(short(first[k]) for k in own)} mean the same"

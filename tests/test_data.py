@@ -250,9 +250,9 @@ FILES = {  # what it is: its text; its rows or what is wrong; what is told of it
     "another name told": (PLAIN, "'timestamp'; 'movieId' or a number from 1 to 4", "item=movie"),
     "another number told": (PLAIN, "line 1: no column '5' among 'userId', 'movieId'", "rating=5"),
     "another kind told": (PLAIN, "columns 'movie=2'; user=NAME,rating=NUMBER or", "movie=2"),
-    "two rating columns": ("user,item,score,Rating\n", "columns 'score' and 'Rating' mean"),
+    "two rating columns": ("user,item,score,Rating\n", "the same; --columns rating='Rating', or"),
     "two user columns": ("userId,user,item,rating\n", "columns 'userId' and 'user' mean the same"),
-    "JSON lines": ('{"user": 1, "item": 2, "rating": 3}\n', "line 1: no user column among"),
+    "JSON lines": ('{"user": 1, "item": 2, "rating": 3}\n', " is JSON; a table with commas"),
     "KONECT's comments": ("% bip weighted\n1 2 3\n", "no user column among '%', 'bip', 'weighted'"),
     "UTF-16": (PLAIN.encode("utf-16"), "line 1: bytes that are no text; UTF-8 text"),
     "Latin-1": (PLAIN.encode() + b"\xff,2,3,4\n", "line 4: bytes that are no text; UTF-8 text"),
@@ -303,6 +303,26 @@ def test_a_file_is_read_exactly_or_refused_in_one_line_that_says_what_would_be_r
     assert outcome in message and len(message.splitlines()) == 1
     assert message.startswith(str(path)) and message.endswith("would be right")
     assert capsys.readouterr().err == ""
+
+
+TOLD = """RecBole's|MovieLens 1M's|u.data|FilmTrust's|Excel's, in Europe|Book-Crossing's
+R's, with row names|pandas', with an index|Yelp's dates|byte order mark|gzip|zip with a README
+names told|numbers told, no header|a misspelt name|American dates|two rating columns|JSON lines
+KONECT's comments|UTF-16|Latin-1|half a gzip""".replace("\n", "|").split("|")
+
+
+def test_the_document_tells_what_becomes_of_odd_but_natural_files(tmp_path):
+    document = Path(__file__).parents[1].joinpath("RELIABILITY.md").read_text(encoding="utf-8")
+    for what in TOLD:
+        content, outcome, *columns = FILES[what]
+        lines = content.lstrip("\ufeff").splitlines() if isinstance(content, str) else [""]
+        told = "read" + f", `--columns {''.join(columns)}`" * len(columns)
+        if isinstance(outcome, str):
+            with pytest.raises(ValueError) as refusal:
+                data.load(write(tmp_path, content))
+            told = str(refusal.value).removeprefix(f"{tmp_path}/ratings.csv")
+        first = f"`{lines[0]}`".replace("\t", " ⇥ ") if lines[0] else ""
+        assert f"\n| {what} | {first} | {told.lstrip(' ,')} |\n" in document
 
 
 def test_a_file_without_a_header_is_said_to_be_one_unless_its_columns_are_told(tmp_path, capsys):
