@@ -16,6 +16,7 @@ From Python: `run = load_run(RUN)`, then `run.recommend(196)`, `run.predict(196,
 import importlib.util
 import io
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -263,7 +264,7 @@ def parse(argv: list[str] | None) -> tuple[Parser, object]:
     what.add_argument("--predict", metavar=("USER", "ITEM"), nargs=2, help=told)
     told = "write vectors.npz, and both heads as torch.export programs"
     what.add_argument("--export", metavar="FOLDER", type=Path, help=told)
-    parser.add_argument("-n", metavar="N", type=number(int, 1), default=10, help="items (10)")
+    parser.add_argument("-n", metavar="N", type=number(int, 1), help="items (10)")
     told = "weight of the predicted rating in the order (0)"
     parser.add_argument("--mix", metavar="W", type=number(float, 0, 1), default=0.0, help=told)
     parser.add_argument("--known", action="store_true", help="leave out no known item")
@@ -271,8 +272,13 @@ def parse(argv: list[str] | None) -> tuple[Parser, object]:
     parser.add_argument("--format", choices=FORMATS, help=told)
     parser.add_argument("--out", metavar="FILE", type=Path, help="instead of stdout")
     args = parser.parse_args(argv)
-    if (args.like or args.predict or args.export) and (args.mix or args.known):
-        parser.error("--mix and --known have an effect on recommendations only: drop them")
+    without = {"like": "--mix --known", "predict": "--mix --known -n"}
+    without["export"] = "--mix --known -n --format --out"
+    for what, flags in without.items():
+        given = [flag for flag in flags.split() if getattr(args, flag.strip("-"))]
+        if given and getattr(args, what) is not None:
+            parser.error(f"{given[0]} has no effect on --{what}: drop it")
+    args.n = args.n or 10
     return parser, args
 
 
@@ -292,7 +298,8 @@ def main(argv: list[str] | None = None) -> None:
         if args.out:
             write_whole(args.out, text.encode())
         else:
-            print(text, end="")
+            encoding = sys.stdout.encoding or "utf-8"  # a title may have what it lacks
+            print(text.encode(encoding, "backslashreplace").decode(encoding), end="", flush=True)
     except (ValueError, OSError) as error:
         parser.error(str(error))
 

@@ -57,8 +57,8 @@ def set_machine(args: dict) -> None:
     torch.set_num_threads(args["threads"])
     # Adam's averages of a row that is seldom drawn decay below 1e-38, where the CPU crawls.
     torch.set_flush_denormal(True)
-    with suppress(OSError, AttributeError):  # glibc: memory freed goes to the next tensor, not to
-        libc = ctypes.CDLL(None)  # the system, whose fresh pages cost as much as the arithmetic
+    with suppress(OSError, AttributeError, TypeError):  # glibc alone: memory freed goes to the next
+        libc = ctypes.CDLL(None)  # tensor, not the system: fresh pages cost as much as arithmetic
         libc.mallopt(-4, 0)  # M_MMAP_MAX
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
     if args["deterministic"]:

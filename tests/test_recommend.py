@@ -121,6 +121,14 @@ def test_the_command_prints_what_python_gives(titled, tmp_path):
     assert titled.place("item", "1004") == 4  # an id goes before a title
 
 
+def test_a_title_that_stdout_cannot_write_is_escaped(titled, monkeypatch):
+    titled.data.item_titles.base[9] = "Šarlatán (2020)"
+    with io.TextIOWrapper(io.BytesIO(), "ascii") as out:
+        monkeypatch.setattr("sys.stdout", out)
+        recommend.main(["run", "--predict", "507", "1009"])
+        assert b"\\u0160arlat\\xe1n (2020)" in out.buffer.getvalue()
+
+
 @pytest.mark.parametrize(
     "words, told",
     [
@@ -133,7 +141,9 @@ def test_the_command_prints_what_python_gives(titled, tmp_path):
         (["--new", "1009=6"], "ITEM=RATING with a rating from 1 to 5"),
         (["--new", "1009=nan"], "ITEM=RATING with a rating from 1 to 5"),
         (["--new", "1009=3", "Film 1009 (1990)=4"], "gives 'Film 1009 (1990)' two ratings"),
-        (["--like", "1009", "--mix", "1"], "--mix and --known"),
+        (["--like", "1009", "--mix", "1"], "--mix has no effect on --like"),
+        (["--predict", "507", "1009", "-n", "3"], "-n has no effect on --predict"),
+        (["--export", "there", "--out", "top.csv"], "--out has no effect on --export"),
         (["--user", "507", "--mix", "2"], "at most 1"),
         (["--user", "507", "-n", "0"], "at least 1"),
         (["--user", "507", "--out", "none/top.csv"], "No such file"),

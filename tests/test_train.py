@@ -301,6 +301,14 @@ def test_a_run_that_began_without_streams_and_with_a_path_that_is_no_text(rating
     assert folder.name.startswith("d-_shared") and len(train.load_run(folder).data) == 4000
 
 
+def test_training_needs_no_call_of_the_system_that_windows_lacks(command, monkeypatch):
+    monkeypatch.setattr(train.ctypes, "CDLL", lambda name: "/" in name)  # None: a TypeError there
+    monkeypatch.delattr(os, "sysconf")
+    monkeypatch.delattr(os, "fork")
+    code, _, err = command("--epochs 1")
+    assert code == 0, err
+
+
 def test_ctrl_c_while_modules_are_imported_is_no_traceback(tmp_path):
     (tmp_path / "numpy.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGINT)")
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
