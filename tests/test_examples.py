@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import shlex
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import pytest
 from nbclient import NotebookClient
 from small import run_train
 
+import arguments
 import recommend
 import train
 
@@ -79,3 +81,14 @@ def test_the_readmes_python_recommends_what_the_command_does(
     best = run.recommend(196, known=True)["item"].tolist()
     found = names["v"]["item_ids"][names["places"][0]].tolist()
     assert found == best if hasattr(names["index"], "vectors") else len({*found} & {*best}) >= 9
+
+
+def test_the_readmes_commands_are_ones_that_train_and_recommend_take(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = "".join(re.findall("```sh\n(.*?)```", readme, re.DOTALL))
+    commands = re.findall(r"\b(train|recommend)\.py (?!@runs)(.*)", blocks)
+    for script, words in commands:
+        words = shlex.split(words, comments=True)
+        arguments.resolve(words) if script == "train" else recommend.parse(words)
+    assert len(commands) > 12
