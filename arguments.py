@@ -134,9 +134,8 @@ def seed_list(text: str) -> list[int]:
         if not seeds or len(set(seeds)) < len(seeds) or not 0 <= min(seeds) <= max(seeds) < 2**32:
             raise ValueError
     except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} must be different seeds from 0 to 2**32 - 1, like 3 or 0-9 or 0,2,5"
-        ) from None
+        told = f"{text!r} must be different seeds from 0 to 2**32 - 1, like 3 or 0-9 or 0,2,5"
+        raise argparse.ArgumentTypeError(told) from None
     return seeds
 
 
@@ -188,24 +187,17 @@ def build_parser(description: str = "") -> Parser:
     parser.add_argument("--help-all", action="help", help="show every flag, and exit")
     model = add_options(parser, Structure, "model")
     dial = model.add_mutually_exclusive_group()
-    dial.add_argument(
-        "--shared", action="store_true", help="both tasks use the same embeddings (default)"
-    )
+    same = "both tasks use the same embeddings (default)"
+    dial.add_argument("--shared", action="store_true", help=same)
     dial.add_argument("--separate", action="store_true", help="each task has embeddings of its own")
     add_options(parser, Options, "training")
-    group = add_options(parser, Command, "data, tasks, evaluation, machine")
-    seeds = "seed, or several as in 0-9: one run each, trained as a stack (0)"
-    group.add_argument(
-        "--seed", "--seeds", type=seed_list, default=[0], dest="seeds", metavar="SEEDS", help=seeds
-    )
-    group.add_argument(
-        "--out", metavar="FOLDER", help="run folder (runs/ and a name that tells the settings)"
-    )
-    group.add_argument(
-        "--resume",
-        metavar="FOLDER",
-        help="go on with the command that wrote FOLDER; takes no other argument",
-    )
+    add = add_options(parser, Command, "data, tasks, evaluation, machine").add_argument
+    told = "seed, or several as in 0-9: one run each, trained as a stack (0)"
+    add("--seed", "--seeds", dest="seeds", type=seed_list, default=[0], metavar="SEEDS", help=told)
+    told = "run folder (runs/ and a name that tells the settings)"
+    add("--out", metavar="FOLDER", help=told)
+    told = "go on with the command that wrote FOLDER; takes no other argument"
+    add("--resume", metavar="FOLDER", help=told)
     return parser
 
 
@@ -258,8 +250,6 @@ def resolve(argv: list[str], description: str = "") -> dict:
         if pairs != [(0.99, 0.01)]:
             raise ValueError("--lambda-f and --lambda-r weigh --weighting fixed alone: add it")
         args["lambda_f"] = args["lambda_r"] = []
-    if args["optimizer"] == "sgd" and any(METHODS[name].per_task_moments for name, _ in methods):
-        raise ValueError("--weighting adatask keeps moments per task, and --optimizer sgd has none")
     methods = [METHODS[name] for name, _ in methods]
     if args["compile"] and any(method.needs_gram or not method.weights_own for method in methods):
         raise ValueError("--compile takes the losses together: no weighting by gradients")

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from data import Interactions, Split
+from ratings_file import require
 
 SCORES = {"cpu": 2**20, "cuda": 2**27}  # held at a time: 4 MiB stay in a cache, 512 fill a GPU
 COMPARED = 2**19  # at a time, on the CPU: 1 MiB of outcomes stay in the L2 cache
@@ -44,8 +45,8 @@ class FullRanking:
         test_users, test_items = _arrays(2, n_items, test_users=test_users, test_items=test_items)
         seen_users, seen_items = _arrays(2, n_items, seen_users=seen_users, seen_items=seen_items)
         (n_runs, n_tests), n_seen = test_users.shape, len(seen_users)
-        _require(n_tests, "there is no test pair to rank")
-        _require(n_seen == n_runs, f"test pairs are of {n_runs} runs, seen pairs of {n_seen}")
+        require(n_tests, "there is no test pair to rank")
+        require(n_seen == n_runs, f"test pairs are of {n_runs} runs, seen pairs of {n_seen}")
         self.n_items, self.shape = n_items, test_users.shape
         on_cpu = torch.device(device).type == "cpu"
         chunk = SCORES["cpu" if on_cpu else "cuda"] // n_items  # score rows
@@ -101,7 +102,7 @@ class FullRanking:
             scores, shape = catalogue_scores(user_ids), (self.shape[0], len(user_ids), self.n_items)
             told = f"(R, U, n_items) = {shape}, got {scores.dtype} of shape {tuple(scores.shape)}"
             sound = scores.shape == shape and scores.is_floating_point()
-            _require(sound, f"catalogue scores must be floating-point of shape {told}")
+            require(sound, f"catalogue scores must be floating-point of shape {told}")
             exact = torch.promote_types(scores.dtype, torch.float32)  # NumPy knows no bfloat16
             scores = scores.to(exact).contiguous().view(-1, self.n_items)
             highest.append(scores.view(shape[0], -1).amax(1))  # NaN if any score is
@@ -229,8 +230,8 @@ class Metric:
     better: int = +1  # +1: higher is better; -1: lower
 
     def __post_init__(self):
-        if self.tag and not self.tag.startswith("eval/"):  # the validation part's curve is like it
-            raise ValueError(f"tag is {self.tag!r}: one that begins with 'eval/' would be right")
+        alike = not self.tag or self.tag.startswith("eval/")  # its validation curve's is like it
+        require(alike, f"tag is {self.tag!r}", "one that begins with 'eval/'")
 
 
 # With r_1 <= r_2 <= ... the ranks of a user's n test items, "mrr" is (1 / n) Σ_k 1 / r_k in the
@@ -264,8 +265,8 @@ def ranked(ranks, users):
     Raises ValueError for none, other shapes, ranks not finite or below 1, users not integers >= 0.
     """
     ranks, users = _arrays(1, ranks=ranks, users=users)
-    _require(ranks.size, "there is no rank to average")
-    _require((np.isfinite(ranks) & (ranks >= 1)).all(), "ranks must be finite and at least 1")
+    require(ranks.size, "there is no rank to average")
+    require((np.isfinite(ranks) & (ranks >= 1)).all(), "ranks must be finite and at least 1")
     return HeldOut(ranks, users)
 
 
@@ -280,12 +281,12 @@ def mean_squared_error(predicted, ratings, clip=None):
     Raises ValueError for none, unequal shapes, low > high; FloatingPointError for no finite rating.
     """
     predicted, ratings = _arrays(1, predicted=predicted, ratings=ratings)
-    _require(ratings.size, "there is no rating to compare with")
+    require(ratings.size, "there is no rating to compare with")
     for name, values in (("predicted", predicted), ("true", ratings)):
         if n_bad := np.count_nonzero(~np.isfinite(values)):
             raise FloatingPointError(f"NaN or infinity in {n_bad} of {values.size} {name} ratings")
     low, high = clip or (-np.inf, np.inf)
-    _require(low <= high, f"clip must be (low, high) with low <= high, got {clip}")
+    require(low <= high, f"clip must be (low, high) with low <= high, got {clip}")
     return metrics(HeldOut(predicted=predicted.clip(low, high), ratings=ratings), ["mse"])["mse"]
 
 
@@ -331,11 +332,6 @@ def baselines(data: Interactions, split: Split, clip_ratings: bool = False) -> d
     return levels
 
 
-def _require(sound, told):
-    if not sound:
-        raise ValueError(told)
-
-
 def _arrays(n_dims, n_items=np.inf, **arrays):
     """NumPy arrays of one shape: int64 from 0 where the name says users or items, else float64."""
     found = []
@@ -346,12 +342,12 @@ def _arrays(n_dims, n_items=np.inf, **arrays):
             continue
         values = values.numpy()
         sound, least = values.dtype.kind in "iu", values.min(initial=0)
-        _require(sound or not values.size, f"{name} must be integers, got {values.dtype}")
-        _require(least >= 0, f"{name} must be at least 0, got {least}")
+        require(sound or not values.size, f"{name} must be integers, got {values.dtype}")
+        require(least >= 0, f"{name} must be at least 0, got {least}")
         most = values.max(initial=-1) if name.endswith("items") else -1
-        _require(most < n_items, f"{name} must be below n_items = {n_items}, got {most}")
+        require(most < n_items, f"{name} must be below n_items = {n_items}, got {most}")
         found.append(values.astype(np.int64, copy=False))
     one, other = (values.shape for values in found)
     told = f"{' and '.join(arrays)} must have one shape ({'runs, pairs' if n_dims > 1 else 'T,'}), "
-    _require(one == other and len(one) == n_dims, f"{told}got {one} and {other}")
+    require(one == other and len(one) == n_dims, f"{told}got {one} and {other}")
     return found

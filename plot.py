@@ -9,10 +9,7 @@ overlaid. Only the run folders are read (config.json, history.csv, result.json);
 or recomputed.
 """
 
-import csv
 import io
-import itertools
-import json
 import math
 import re
 import sys
@@ -27,7 +24,8 @@ from matplotlib.ticker import MaxNLocator
 
 from arguments import Parser
 from evaluation import METRICS
-from run_folder import write_whole
+from ratings_file import require
+from run_folder import intact, read_history, read_json, write_whole
 
 # Okabe and Ito's colour-blind-safe palette without its yellow, which is too pale on white.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
@@ -69,24 +67,8 @@ def find_runs(folder: Path) -> list[Path]:
             print(f"plot.py: {child} is left out: it did not stay finite", file=sys.stderr)
         elif (child / "history.csv").is_file() or (child / "config.json").is_file():
             runs.append(child)
-    if not runs:
-        raise ValueError(f"{folder}: not a run folder, nor a stack's: history.csv is missing")
+    require(runs, f"{folder}: not a run folder, nor a stack's: history.csv is missing")
     return sorted(runs, key=lambda run: [f"{part:>020}" for part in re.split(r"(\d+)", run.name)])
-
-
-def read(path: Path, kind: type):
-    """The rows of a CSV file (a list) or the JSON object (a dict) of a file; errors name it."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        lines = filter(None, csv.reader(text.splitlines()))
-        content = list(lines) if kind is list else json.loads(text)
-        if not isinstance(content, kind):
-            raise ValueError(f"a {type(content).__name__}, should be a JSON object")
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: missing; a finished run has one") from None
-    except (ValueError, csv.Error, RecursionError) as error:  # not UTF-8, not a JSON object
-        raise ValueError(f"{path}: damaged ({error})") from None
-    return content
 
 
 def read_run(folder: Path) -> Run:
@@ -96,20 +78,19 @@ def read_run(folder: Path) -> Run:
     a metric that the run has no column of: it may be newer than the run.
     """
     path, losses = folder / "history.csv", [column for column, _, _ in LOSSES]
-    names, *rows = read(path, list) or [[]]
+    config, result = (read_json(folder / f"{name}.json") for name in ("config", "result"))
+    rows, n = intact(path, read_history), result.get("epochs")
+    require(len(rows) == n, f"{path}: unfinished, {len(rows)} of {n} epochs")
     for column in ["epoch", *losses]:
-        if column not in names:
-            raise ValueError(f"{path}: column {column} is missing")
-    columns = {column: ([], []) for column, _, _ in curves() if column in names}
-    for column in [column for column, _, _ in curves() if column not in names]:
+        require(column in rows[0], f"{path}: column {column} is missing")
+    columns = {column: ([], []) for column, _, _ in curves() if column in rows[0]}
+    for column in [column for column, _, _ in curves() if column not in rows[0]]:
         print(f"plot.py: {path}: column {column} is missing, drawn without it", file=sys.stderr)
-    for epoch, cells in enumerate(rows):
-        row = dict(itertools.zip_longest(names, cells, fillvalue=""))
-        if row["epoch"] != str(epoch):
-            told = f"{row['epoch']!r} should be {epoch}: one row an epoch, from 0"
-            raise ValueError(f"{path}: column epoch, row {epoch + 1}: {told}")
-        if len(cells) > len(names):
-            raise ValueError(f"{path}: row {epoch + 1} has more cells than there are columns")
+    for epoch, row in enumerate(rows):
+        told = f"{row['epoch']!r} should be {epoch}: one row an epoch, from 0"
+        require(row["epoch"] == str(epoch), f"{path}: column epoch, row {epoch + 1}: {told}")
+        fits = None not in row and None not in row.values()
+        require(fits, f"{path}: row {epoch + 1} has another number of cells than of columns")
         for column, (epochs, values) in columns.items():
             not_evaluated = row[column] == "" and column not in losses
             try:
@@ -120,9 +101,6 @@ def read_run(folder: Path) -> Run:
             if math.isfinite(value):
                 epochs.append(epoch)
                 values.append(value)
-    config, result = (read(folder / f"{name}.json", dict) for name in ("config", "result"))
-    if len(rows) != result.get("epochs"):
-        raise ValueError(f"{path}: unfinished, {len(rows)} of {result.get('epochs')} epochs")
     return Run(folder, config, columns)
 
 
@@ -226,8 +204,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     out = options.out or options.runs[0]
     try:
-        if out.exists() and not out.is_dir():
-            raise ValueError(f"--out {out}: is a file, should be a folder")
+        require(out.is_dir() or not out.exists(), f"--out {out}: is a file, should be a folder")
         folders = [folder for given in options.runs for folder in find_runs(given)]
         runs = [read_run(run) for run in {run.resolve(): run for run in folders}.values()]
     except (ValueError, OSError) as error:

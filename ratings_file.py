@@ -48,9 +48,9 @@ def wrong(found: str, right: str) -> ValueError:
     return ValueError(f"{found}; {right} would be right")
 
 
-def require(fact: bool, found: str, right: str) -> None:
+def require(fact: bool, found: str, right: str = "") -> None:
     if not fact:
-        raise wrong(found, right)
+        raise wrong(found, right) if right else ValueError(found)
 
 
 def say(message: str) -> None:

@@ -44,6 +44,7 @@ from data import Interactions, Split, load
 from evaluation import METRICS
 from models import MultiTaskNet, OneRun, Structure
 from multitask import Options
+from ratings_file import require
 
 TAGS = {  # columns of history.csv -> TensorBoard's names, the report's for its five curves
     "factorization_loss": "training/Factorization Loss",
@@ -110,13 +111,18 @@ def read_json(path: Path) -> dict:
     return intact(path, lambda path: dict(json.loads(path.read_text(encoding="utf-8")).items()))
 
 
+def read_history(path: Path) -> list[dict[str, str]]:
+    """The rows of a history.csv, but for a last one that is torn."""
+    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
+    return list(csv.DictReader(whole.splitlines()))
+
+
 def run_ids(path: Path) -> set[str | None]:
     """The run ids that a file of a run carries; of a history without a row none."""
     if path.suffix == ".json":
         return {read_json(path).get("run_id")}
     if path.suffix == ".csv":
-        whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")  # a row may be torn
-        return {row["run_id"] for row in csv.DictReader(whole.splitlines())}
+        return {row["run_id"] for row in read_history(path)}
     if path.suffix == ".safetensors":
         with safetensors.safe_open(path, "pt") as file:
             return {(file.metadata() or {}).get("run_id")}
@@ -128,8 +134,7 @@ def check_ids(folder: Path, run_id: str) -> None:
     """Raise ValueError where a file in the folder is damaged or of another run."""
     for name in OURS[:-1]:
         ids = intact(folder / name, run_ids) if (folder / name).is_file() else {run_id}
-        if ids - {run_id}:
-            raise ValueError(f"{folder}: {name} and config.json are of different runs")
+        require(ids <= {run_id}, f"{folder}: {name} and config.json are of different runs")
 
 
 def holds_run(folder: Path) -> bool:
@@ -143,10 +148,8 @@ def holds_run(folder: Path) -> bool:
         if "data_sha256" in read_json(folder / "config.json"):
             return True
     for name in OURS:
-        if (folder / name).exists():
-            raise ValueError(
-                f"{folder} has a {name} that is no run's: name another folder by --out"
-            )
+        told = f"{folder} has a {name} that is no run's: name another folder by --out"
+        require(not (folder / name).exists(), told)
     return False
 
 
@@ -453,11 +456,9 @@ def read_resume(out: Path) -> dict:
     read = functools.partial(torch.load, map_location="cpu", weights_only=True)
     state = intact(out / "resume.pt", lambda path: dict(args={}, configs=[]) | read(path))
     state["args"]["out"] = str(out)  # the folder may have been moved
-    if other := state["args"].keys() ^ resolve([]).keys():
-        raise ValueError(
-            f"--resume {out}: another version of this code wrote resume.pt (it differs in "
-            f"{', '.join(sorted(other))}); config.json names its commit"
-        )
+    other = ", ".join(sorted(state["args"].keys() ^ resolve([]).keys()))
+    told = f"--resume {out}: another version of this code wrote resume.pt (it differs in {other})"
+    require(not other, f"{told}; config.json names its commit")
     for run, config in zip(plan_runs(state["args"]), state["configs"], strict=True):
         check_ids(run["folder"], config["run_id"])
     return state
@@ -533,17 +534,16 @@ class Run:
 
     def best_items(self, model: OneRun, user: int, left_out, n: int, mix: float) -> pd.DataFrame:
         """As recommend, of the user of a contiguous id in any model of the same items."""
-        if n < 1 or not 0 <= mix <= 1:
-            raise ValueError(f"n is {n} and mix {mix}: at least 1, and from 0 to 1, would be right")
+        fine = n >= 1 and 0 <= mix <= 1
+        require(fine, f"n is {n} and mix {mix}", "at least 1, and from 0 to 1,")
         items = torch.from_numpy(np.delete(np.arange(self.data.n_items), left_out))
         scores = model.interaction_scores(torch.tensor([user]))[0, items]
         scores, order = scores.sort(descending=True, stable=True)
         items = items[order] if mix else items[order][:n]
         ratings = model.ratings(torch.full_like(items, user), items)
         if mix:  # equal ones stay in the order of their scores
-            both = [
-                (x - x.mean()) / x.std(correction=0).clamp(min=1e-12) for x in (scores, ratings)
-            ]
+            pair = scores, ratings
+            both = [(x - x.mean()) / x.std(correction=0).clamp(min=1e-12) for x in pair]
             order = torch.lerp(*both, mix).argsort(descending=True, stable=True)[:n]
             items, scores, ratings = items[order], scores[order], ratings[order]
         return self.described(items, score=scores[:n], rating=ratings)
@@ -601,42 +601,35 @@ def load_run(folder: str | Path) -> Run:
             hint = f"; name one run in it, like {runs[0]}" if runs else ""
             raise FileNotFoundError(f"{folder} holds no trained run: {name} is missing{hint}")
     config = read_json(folder / "config.json")
-    if "run_id" not in config:
-        raise ValueError(
-            f"{folder} was written by an earlier version of this code, commit "
-            f"{config.get('commit')}: that reads it"
-        )
+    told = f"{folder} was written by an earlier version of this code, commit {config.get('commit')}"
+    require("run_id" in config, f"{told}: that reads it")
     check_ids(folder, config["run_id"])
-    if digest(config) != config["run_id"]:
-        raise ValueError(f"{folder}: config.json is no longer what the run wrote")
+    intended = digest(config) == config["run_id"]
+    require(intended, f"{folder}: config.json is no longer what the run wrote")
     data = load(config["data"], config.get("columns"), config.get("titles"))
-    if data.sha256 != config["data_sha256"]:
-        raise ValueError(
-            f"{config['data']} has SHA-256 {data.sha256}, but the run in {folder} "
-            f"was trained on {config['data_sha256']}"
-        )
+    told = f"{config['data']} has SHA-256 {data.sha256}, but the run in {folder} was trained on "
+    require(data.sha256 == config["data_sha256"], told + config["data_sha256"])
     if not (folder / "result.json").is_file():  # a checkpoint of an earlier epoch
         broken = (folder / "failed.json").is_file()
         why = "failed.json says when" if broken else "train.py --resume goes on with it"
         raise FileNotFoundError(f"{folder} holds no run trained to its end: {why}")
     split = intact(folder / "split.npz", lambda path: Split(**np.load(path, allow_pickle=False)))
     parameters = intact(folder / "checkpoint.pt", lambda path: torch.load(path, weights_only=True))
-    with (folder / "history.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
     members = range(config["ensemble"])
     net = MultiTaskNet(data.n_users, data.n_items, seeds=members, **pick(Structure, config))
     try:
         net.load_state_dict(parameters)
     except RuntimeError:
         raise ValueError(f"{folder}: checkpoint.pt is of another model than this code's") from None
-    if broken := [name for name, value in parameters.items() if not value.isfinite().all()]:
-        raise ValueError(f"{folder}: checkpoint.pt is damaged, not finite in {broken[0]}")
+    for name, value in parameters.items():
+        told = f"{folder}: checkpoint.pt is damaged, not finite in {name}"
+        require(value.isfinite().all(), told)
     trained = np.stack([split.train for _ in members])
     columns = (data.user_ids, data.item_ids, data.ratings)
     net.observe(*(torch.tensor(column[trained]) for column in columns))
     history = [
         {name: float(cell) if cell else None for name, cell in row.items() if name != "run_id"}
-        for row in rows
+        for row in read_history(folder / "history.csv")
     ]
     known, clip = data.ratings[split.train], None
     if config["clip_ratings"]:

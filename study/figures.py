@@ -95,13 +95,11 @@ def means(axis, places, values: list[pd.Series], **style) -> None:
 def baseline_lines(axis, arms: Arms, metric: str, across: bool = True) -> None:
     """The level of the baseline that has the metric, under the selected protocol."""
     method, linestyle = BASELINE_STYLES[metric]
-    level, told = (
-        arms[f"baselines.selected.{method}"][metric].mean(),
-        f"{method} ({metric.upper()})",
-    )
+    level = arms[f"baselines.selected.{method}"][metric].mean()
     draw = axis.axhline if across else axis.axvline
+    style = {"color": MUTED, "linestyle": linestyle, "linewidth": 1.1, "zorder": 1.5}
     if np.isfinite(level):
-        draw(level, color=MUTED, linestyle=linestyle, linewidth=1.1, zorder=1.5, label=told)
+        draw(level, label=f"{method} ({metric.upper()})", **style)
 
 
 def legend_below(figure: Figure, panels, columns: int, title: str | None = None) -> None:
@@ -240,10 +238,8 @@ def gradients_figure(arms: Arms) -> Figure:
     for (cosines, ratios), side in zip(panels, SIDES, strict=True):
         for setting in SETTINGS:
             runs, (structure, f) = arms[f"report.{setting}"], setting.split(".", 1)
-            style = {
-                "color": WEIGHT_COLOURS[f],
-                "linestyle": "-" if structure == "shared" else "--",
-            }
+            line = "-" if structure == "shared" else "--"
+            style = {"color": WEIGHT_COLOURS[f], "linestyle": line}
             band(ratios, curves_of(runs, f"{side}_norm_ratio"), label=label(setting), **style)
             if structure == "shared":
                 conflict = f"{runs[f'{side}_conflict'].mean():.0f}% of steps in conflict"
@@ -297,10 +293,8 @@ def weighting_figure(arms: Arms) -> Figure:
     axis, moving = panels[1, 1], methods[: len(design.MOVING)]
     nothing = arms["selected.chosen.fixed"][:0]
     for shift, control, marker in ((-0.12, "frozen", "o"), (0.12, "shuffled", "s")):
-        pairs = [
-            [arms.get(f"{of}.shared.{name}", nothing).score for of in ("selected", control)]
-            for name in moving
-        ]
+        named = [[f"{of}.shared.{name}" for of in ("selected", control)] for name in moving]
+        pairs = [[arms.get(name, nothing).score for name in pair] for pair in named]
         gains = [first - second for first, second in pairs]
         style = {"marker": marker, "capsize": 2.5, "label": f"minus its weights, {control}"}
         means(axis, np.arange(len(moving)) + shift, gains, linestyle="", **style)

@@ -111,23 +111,13 @@ def measures(line: dict) -> dict[str, float]:
         conflict = 100 * (cosine.dropna() < 0).mean()  # % of the steps
         told |= {names[0]: cosine.mean(), f"{side}_conflict": conflict, names[1]: ratio.median()}
         told[f"{side}_weighted"] = ratio.median() * weights
-    return (
-        told
-        | {
-            "peak_epoch": np.nanargmax(mrr),
-            "lowest_mse": mse[lowest],
-            "lowest_mse_epoch": lowest,
-            "mrr_there": mrr[lowest],
-            "fall_epoch": (joint <= fallen).argmax() + 1,  # epochs to 95% of the fall
-            "mean_joint": joint.mean(),
-            "mean_factorization": ranking.mean(),
-            "mean_regression": rating.mean(),
-            "fluctuation": fluctuation,
-            "relative_fluctuation": fluctuation / joint[-100:].mean(),
-            "ranking_fluctuation": of_ranking,
-            "relative_ranking_fluctuation": of_ranking / ranking[-100:].mean(),
-        }
-    )
+    told |= {"fluctuation": fluctuation, "ranking_fluctuation": of_ranking}
+    told["relative_fluctuation"] = fluctuation / joint[-100:].mean()
+    told["relative_ranking_fluctuation"] = of_ranking / ranking[-100:].mean()
+    told |= {"peak_epoch": np.nanargmax(mrr), "lowest_mse_epoch": lowest}
+    told |= {"lowest_mse": mse[lowest], "mrr_there": mrr[lowest], "mean_joint": joint.mean()}
+    told |= {"mean_factorization": ranking.mean(), "mean_regression": rating.mean()}
+    return told | {"fall_epoch": (joint <= fallen).argmax() + 1}  # epochs to 95% of the fall
 
 
 def study_arms(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -199,9 +189,8 @@ def user_by_user(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
         shares = [100 * (np.sign(difference) == sign).mean() for sign in (1, -1, 0)]
         significant = stats.signed_rank_test(difference) < 0.05
         rows[seed] = [difference.mean(), *shares, shares[0] > shares[1], significant]
-    return pd.DataFrame(
-        rows, index="difference better worse tied agree tests".split(), dtype=float
-    ).T
+    columns = "difference better worse tied agree tests".split()
+    return pd.DataFrame.from_dict(rows, "index", float, columns)
 
 
 class Numbers:
@@ -222,10 +211,8 @@ class Numbers:
             names = [f"{where}.{metric}" for where in family for metric in METRICS]
             p_values = [stats.signed_rank_test(self[name].values) for name in names]
             for name, p, adjusted in zip(names, p_values, stats.holm(p_values), strict=True):
-                self.told |= {
-                    f"{name}.p": Estimate([p], 4),
-                    f"{name}.holm": Estimate([adjusted], 4),
-                }
+                self.told[f"{name}.p"] = Estimate([p], 4)
+                self.told[f"{name}.holm"] = Estimate([adjusted], 4)
                 for size, value in stats.effect_sizes(self[name].values).items():
                     self.told[f"{name}.{size}"] = Estimate([value], 2, "+")
         for name, sign in design.EXPECTED.items():
