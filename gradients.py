@@ -35,7 +35,8 @@ def covers(stack) -> bool:
         and options.pairwise
         and isinstance(stack.net.rating_head, MLP)
         and options.batch_by == "interaction"
-        and not (structure.user_history or structure.item_history or options.compile)
+        and not (structure.user_history or structure.item_history)
+        and not (options.compile or options.sparse)
         and not (options.ranking_dropout or options.rating_dropout)
         and not stack.weighting.split
     )

@@ -279,6 +279,11 @@ class Options:
         "common, rating's own",
         (0.0, math.inf),
     ] = (0.0,)
+    sparse: Annotated[
+        bool,
+        "step on the rows that a batch touches, for tables beyond a million rows: another "
+        "algorithm, lazy Adam, in which a row's averages decay only when it is touched",
+    ] = False
     ranking_dropout: Annotated[float, "dropout of the user's vector that ranking sees", RATE] = 0.0
     rating_dropout: Annotated[float, "dropout of both vectors that rating sees", RATE] = 0.0
     leave_one_out: Annotated[bool, "train each interaction as if no history held it"] = False
@@ -306,6 +311,8 @@ class Options:
             )
         if self.leave_one_out and not (by_user and histories):
             raise ValueError("--leave-one-out needs a history and --batch-by user")
+        if self.sparse and (histories or any(self.weight_decay) or self.compile):
+            raise ValueError("--sparse leaves rows alone: without history, decay and --compile")
         if self.compile and (by_user or histories or self.ranking_dropout or self.rating_dropout):
             raise ValueError("--compile is for batches by interaction, without history or dropout")
 
@@ -375,7 +382,8 @@ class Stack:
         n_rows = net.n_users if options.batch_by == "user" else self.train.shape[1]
         self.steps = math.ceil(n_rows / options.batch_size)  # an epoch
         self.streams: list[torch.Generator] = []  # of dropout, one a run
-        self.memory = Flat(net)
+        net.sparse_gradients = options.sparse
+        self.memory = Flat(net, options.sparse)
         self.optimizer = make_optimizer(options, net, self.memory)
         if self.weighting.split:
             self.optimizer.split_tasks()

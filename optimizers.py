@@ -8,6 +8,7 @@ from itertools import compress
 
 import torch
 from torch import Tensor, nn
+from torch.optim._functional import sparse_adam
 
 
 class Flat:
@@ -15,20 +16,27 @@ class Flat:
 
     Where the tasks' gradients are kept apart, a flat tensor holds each; w_F and w_R weigh the
     columns that the tasks share (`MultiTaskNet.shared_columns`), o_F and o_R each task's own.
+
+    ``sparse``: there are no ``grads``; each step's backward pass makes them, of touched rows alone.
     """
 
-    def __init__(self, net: nn.Module):
+    def __init__(self, net: nn.Module, sparse: bool = False):
         self.names, self.parameters = zip(*net.named_parameters(), strict=True)
         self.values = torch.cat([parameter.data.flatten() for parameter in self.parameters])
-        self.grads = torch.zeros_like(self.values)
+        self.grads = None if sparse else torch.zeros_like(self.values)
         self.rating_grads: Tensor | None = None  # rating's part of them, for moments of its own
-        views = self.views(self.values), self.views(self.grads)
-        for parameter, value, slope in zip(self.parameters, *views, strict=True):
+        slopes = [None] * len(self.names) if sparse else self.views(self.grads)
+        parts = zip(self.parameters, self.views(self.values), slopes, strict=True)
+        for parameter, value, slope in parts:
             parameter.data, parameter.grad = value, slope
         self.columns, self.tables = net.shared_columns(), net.tables()
         self.own = net.ranking_dim - net.shared_dims, net.rating_dim - net.shared_dims
 
     def clear(self) -> None:
+        if self.grads is None:
+            for parameter in self.parameters:
+                parameter.grad = None
+            return
         self.grads.zero_()
         if self.rating_grads is not None:
             self.rating_grads.zero_()
@@ -58,7 +66,7 @@ class Flat:
             inputs, kept = compress(self.parameters, wanted), dict(retain_graph=True)
             parts = torch.autograd.grad(loss, list(inputs), materialize_grads=True, **kept)
             for view, part in zip(compress(self.views(flat), wanted), parts, strict=True):
-                view.copy_(part)
+                view.add_(part)  # which may be sparse
         return flat
 
     def gram(self, ranking: Tensor, rating: Tensor) -> Tensor:
@@ -119,6 +127,8 @@ class Adam:
     AdaTask, Yang et al., AAAI 2023. Of a parameter of one task only that task's moments move.
     """
 
+    CONSTANTS = dict(beta1=0.9, beta2=0.999, eps=1e-8, maximize=False)
+
     def __init__(self, memory: Flat, lr: float, weight_decay: float | Tensor):
         self.memory, self.values = memory, memory.values
         self.lr, self.weight_decay = lr, weight_decay
@@ -144,9 +154,33 @@ class Adam:
         mean, square, steps = (self.state[f"{moments}{x}"] for x in ("mean", "square", "steps"))
         steps.add_(1)
         tensors = [self.values], [grads], [mean], [square], [], [steps]
-        betas, flags = dict(beta1=0.9, beta2=0.999), dict(amsgrad=False, maximize=False)
-        rate = dict(lr=self.lr, weight_decay=decay)
-        torch._fused_adamw_(*tensors, **rate, **betas, eps=1e-8, **flags)
+        rate = dict(lr=self.lr, weight_decay=decay, amsgrad=False)
+        torch._fused_adamw_(*tensors, **rate, **self.CONSTANTS)
+
+
+class LazyAdam(Adam):
+    """Adam that leaves rows without a gradient alone, their averages too: another algorithm.
+
+    Rows of the parameters whose gradient is sparse; others step as Adam's do. Its corrections of
+    the averages count all steps. By the kernel of ``torch.optim.SparseAdam``.
+    """
+
+    @torch.no_grad()
+    def step(self) -> None:
+        parameters, steps = self.memory.parameters, self.state["steps"].add_(1)
+        moments = (self.memory.views(self.state[name]) for name in ("mean", "square"))
+        all_rows, touched = [], []
+        for parameter, *pair in zip(parameters, *moments, strict=True):
+            if (gradient := parameter.grad) is not None:
+                kind = touched if gradient.is_sparse else all_rows
+                kind.append((parameter, gradient, *pair))
+        if touched:
+            columns, counts = zip(*touched, strict=True), [steps.item()] * len(touched)
+            sparse_adam(*columns, counts, lr=self.lr, **self.CONSTANTS)
+        if all_rows:
+            columns, counts = map(list, zip(*all_rows, strict=True)), [steps] * len(all_rows)
+            rate = dict(lr=self.lr, weight_decay=0.0, amsgrad=False)
+            torch._fused_adamw_(*columns, [], counts, **rate, **self.CONSTANTS)
 
 
 class SGD:
@@ -167,7 +201,22 @@ class SGD:
         self.values.add_(self.grads, alpha=-self.lr)
 
 
+class LazySGD(SGD):
+    """The same step, of the rows that have a gradient."""
+
+    def __init__(self, memory: Flat, lr: float, weight_decay: float | Tensor):
+        super().__init__(memory, lr, weight_decay)
+        self.parameters = memory.parameters
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                parameter.add_(parameter.grad, alpha=-self.lr)
+
+
 OPTIMIZERS = {"adam": Adam, "sgd": SGD}
+LAZY = {"adam": LazyAdam, "sgd": LazySGD}  # with --sparse
 
 
 def make_optimizer(options, net: nn.Module, memory: Flat):
@@ -187,4 +236,5 @@ def make_optimizer(options, net: nn.Module, memory: Flat):
         decays = {name: columns if name in memory.tables else others for name in named}
         parts = [decays[name].to(x).expand(x.shape).flatten() for name, x in named.items()]
     decay = decay[0] if len(decay) == 1 else torch.cat(parts)
-    return OPTIMIZERS[options.optimizer](memory, options.lr, decay)
+    kinds = LAZY if options.sparse else OPTIMIZERS
+    return kinds[options.optimizer](memory, options.lr, decay)

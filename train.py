@@ -38,6 +38,8 @@ from run_folder import RunFolder, load_run
 
 __all__ = ["Training", "load_run", "main"]
 
+MANY = 1_000_000  # rows of tables: beyond them nearly all of a step is clearing and updating all
+
 
 def say(text: str) -> None:
     tqdm.write(text, file=sys.stderr)
@@ -83,7 +85,7 @@ def memory_needed(args: dict, data: Interactions) -> str:
     """
     width = args["ranking_dim"] + args["rating_dim"] - args["shared_dims"]
     rows = data.n_users * (1 + args["item_history"]) + data.n_items * (1 + args["user_history"])
-    copies = args["ensemble"] * (4 if args["optimizer"] == "adam" else 2)
+    copies = args["ensemble"] * ((4 if args["optimizer"] == "adam" else 2) - args["sparse"])
     size, limit = 4 * len(run_folder.plan_runs(args)) * copies * rows * width, memory_limit()
     told = f"the tables and their optimizer take {size / 2**30:.3g} GiB, all else comes on top; "
     told += "fewer --seeds or a smaller --embedding-dim or --batch-size take less"
@@ -288,6 +290,8 @@ class Training:
         parts = vars(self.splits[0]).items()
         sizes = ", ".join(f"{len(rows):,} {part}" for part, rows in parts if len(rows))
         say(f"data: {self.data}; {self.args['split']} split: {sizes}")
+        if (rows := self.data.n_users + self.data.n_items) > MANY and not self.args["sparse"]:
+            say(f"each step updates all {rows:,} rows: --sparse, another algorithm, those touched")
         bar = tqdm(total=epochs, initial=self.epoch, unit="epoch", file=sys.stderr)
         with bar, StopSignals() as stop:
             while self.epoch < epochs and len(failed) < len(self.runs):

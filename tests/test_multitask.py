@@ -299,7 +299,8 @@ def test_the_written_out_step_is_proved_equal_to_autograd(shared_dims, rating_bi
 
 VARIANTS = [{}, RECIPE, {**RECIPE, "batch_by": "interaction"}]
 CASES = [("mgda", method, more) for method in METHODS for more in VARIANTS]
-CASES += [("fixed", "fixed", more) for more in VARIANTS[1:]]
+CASES += [("fixed", "fixed", more) for more in [*VARIANTS[1:], dict(sparse=True)]]
+CASES += [("famo", "uw", dict(sparse=True))]
 for name in multitask.LOSSES:
     CASES += [("fixed", "fixed", dict(shared_dims=dims, loss=name)) for dims in SHARING]
 
