@@ -8,7 +8,6 @@ from itertools import compress
 
 import torch
 from torch import Tensor, nn
-from torch.optim._functional import sparse_adam
 
 
 class Flat:
@@ -127,8 +126,6 @@ class Adam:
     AdaTask, Yang et al., AAAI 2023. Of a parameter of one task only that task's moments move.
     """
 
-    CONSTANTS = dict(beta1=0.9, beta2=0.999, eps=1e-8, maximize=False)
-
     def __init__(self, memory: Flat, lr: float, weight_decay: float | Tensor):
         self.memory, self.values = memory, memory.values
         self.lr, self.weight_decay = lr, weight_decay
@@ -152,35 +149,42 @@ class Adam:
 
     def _kernel(self, grads: Tensor, decay: float, moments: str = "") -> None:
         mean, square, steps = (self.state[f"{moments}{x}"] for x in ("mean", "square", "steps"))
-        steps.add_(1)
-        tensors = [self.values], [grads], [mean], [square], [], [steps]
-        rate = dict(lr=self.lr, weight_decay=decay, amsgrad=False)
-        torch._fused_adamw_(*tensors, **rate, **self.CONSTANTS)
+        self._update([(self.values, grads, mean, square, steps.add_(1))], decay)
+
+    def _update(self, parts: list[tuple[Tensor, ...]], decay: float = 0.0) -> None:
+        """Of values, gradient, mean, square and steps each."""
+        *tensors, steps = map(list, zip(*parts, strict=True))
+        rate, betas = dict(lr=self.lr, weight_decay=decay), dict(beta1=0.9, beta2=0.999)
+        flags = dict(amsgrad=False, maximize=False)
+        torch._fused_adamw_(*tensors, [], steps, **rate, **betas, eps=1e-8, **flags)
 
 
 class LazyAdam(Adam):
-    """Adam that leaves rows without a gradient alone, their averages too: another algorithm.
+    """Adam on the rows that have a gradient; others stand still, their averages too.
 
-    Rows of the parameters whose gradient is sparse; others step as Adam's do. Its corrections of
-    the averages count all steps. By the kernel of ``torch.optim.SparseAdam``.
+    Another algorithm where not all rows have one at each step. The averages' corrections count all
+    steps, as in ``torch.optim.SparseAdam``. A gradient that isn't sparse is of all rows.
     """
 
     @torch.no_grad()
     def step(self) -> None:
         parameters, steps = self.memory.parameters, self.state["steps"].add_(1)
         moments = (self.memory.views(self.state[name]) for name in ("mean", "square"))
-        all_rows, touched = [], []
-        for parameter, *pair in zip(parameters, *moments, strict=True):
-            if (gradient := parameter.grad) is not None:
-                kind = touched if gradient.is_sparse else all_rows
-                kind.append((parameter, gradient, *pair))
-        if touched:
-            columns, counts = zip(*touched, strict=True), [steps.item()] * len(touched)
-            sparse_adam(*columns, counts, lr=self.lr, **self.CONSTANTS)
-        if all_rows:
-            columns, counts = map(list, zip(*all_rows, strict=True)), [steps] * len(all_rows)
-            rate = dict(lr=self.lr, weight_decay=0.0, amsgrad=False)
-            torch._fused_adamw_(*columns, [], counts, **rate, **self.CONSTANTS)
+        parts, touched = [], []
+        for parameter, *own in zip(parameters, parameters, *moments, strict=True):
+            gradient = parameter.grad
+            if gradient is None:
+                continue
+            if gradient.is_sparse:
+                gradient = gradient.coalesce()
+                run, row = gradient.indices()
+                tables, rows = [x.flatten(0, 1) for x in own], run * parameter.shape[1] + row
+                own, gradient = [x.index_select(0, rows) for x in tables], gradient.values()
+                touched += zip(tables, own, [rows] * 3, strict=True)
+            parts.append((own[0], gradient, *own[1:], steps))
+        self._update(parts)
+        for table, stepped, rows in touched:
+            table.index_copy_(0, rows, stepped)
 
 
 class SGD:

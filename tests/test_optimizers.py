@@ -105,9 +105,8 @@ def test_a_sparse_step_is_lazy_adam_on_the_touched_rows_and_leaves_all_others(op
                 assert not touched.all() and not gradient[~touched].any()
             m, v, g = mean[name], square[name], gradient[touched]
             m[touched], v[touched] = 0.9 * m[touched] + 0.1 * g, 0.999 * v[touched] + 0.001 * g**2
-            root, correction = np.sqrt(v[touched]), np.sqrt(1 - 0.999**step)
-            root += 1e-8 * (1 if "rating_head" not in name else correction)  # as torch's two do
-            own[name][touched] -= 0.01 * correction / (1 - 0.9**step) * m[touched] / root
+            slope = m[touched] / (1 - 0.9**step)
+            own[name][touched] -= 0.01 * slope / (np.sqrt(v[touched] / (1 - 0.999**step)) + 1e-8)
             found = parameters[name].detach().numpy()
             assert (found[~touched] == before[name].astype(np.float32)[~touched]).all()
             np.testing.assert_allclose(found, own[name], atol=1e-5)
