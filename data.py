@@ -21,7 +21,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pooch
 
 import ratings_file
@@ -326,13 +325,13 @@ DATASETS["filmtrust"] = Dataset(
 
 def canonical_rows(data: Interactions) -> bytes:
     """user, item, rating and time in tab-separated lines, sorted by user and item."""
-    users, items = data.user_labels[data.user_ids], data.item_labels[data.item_ids]
-    table = pd.DataFrame({"user": users, "item": items, "rating": data.ratings})
+    columns = [data.user_labels[data.user_ids], data.item_labels[data.item_ids], data.ratings]
+    line, order = "%s\t%s\t%g", np.lexsort((columns[1], columns[0]))
     if data.timestamps is not None:
-        table["timestamp"] = data.timestamps
-    table = table.sort_values(["user", "item"])
-    options = {"header": False, "index": False, "float_format": "%g", "lineterminator": "\n"}
-    return table.to_csv(sep="\t", **options).encode()
+        columns.append(data.timestamps)
+        line += "\t%s"
+    rows = zip(*(column[order].tolist() for column in columns), strict=True)
+    return "".join(f"{line}\n" % row for row in rows).encode()
 
 
 def _load_named(name: str) -> Interactions:
