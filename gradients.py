@@ -111,7 +111,7 @@ def differs(twin, batch) -> str | None:
     found, weighting, memory = [], twin.weighting, twin.memory
     for twin.written_out in (False, True):
         twin.weighting = copy.deepcopy(weighting)
-        twin._draw_from("dropout", 0)  # for losses of a subclass that drop out
+        twin.draw_from("dropout")  # for losses of a subclass that drop out
         made = twin.fill_gradients(batch)
         found.append((made.losses, memory.grads.clone()))
     twin.weighting = weighting

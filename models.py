@@ -30,14 +30,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def random_stream(seed: int | str, purpose: str, index: int | str = 0) -> torch.Generator:
-    """A CPU generator of its own for each (seed, purpose, epoch or table name).
+def random_stream(
+    seed: int | str, purpose: str, index: int | str = 0, device: torch.device | str = "cpu"
+) -> torch.Generator:
+    """A generator of its own for each (seed, purpose, epoch or table name).
 
     No draw depends on how many were made before it: a run doesn't depend on what it is stacked
-    with, and resuming needs no generator state.
+    with, and resuming needs no generator state. Devices of one seed draw different numbers.
     """
     digest = hashlib.sha256(f"{seed}/{purpose}/{index}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 class Rows(torch.autograd.Function):

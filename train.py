@@ -32,7 +32,7 @@ import run_folder
 from arguments import pick, resolve
 from data import Interactions, Split, load, random_split, temporal_split
 from evaluation import METRICS, Evaluator, baselines
-from models import MultiTaskNet, Structure, random_stream
+from models import MultiTaskNet, Structure
 from multitask import Options, Stack
 from run_folder import RunFolder, load_run
 
@@ -254,7 +254,7 @@ class Training:
     @torch.no_grad()
     def losses_of_a_batch(self) -> torch.Tensor:
         """L_F and L_R of the first batch at the parameters as they are: (R, 2)."""
-        self.stack.streams = [random_stream(seed, "saved losses") for seed in self.stack.seeds]
+        self.stack.draw_from("saved losses")
         self.stack.net.eval()
         return torch.stack(self.stack.losses(self.batch), 1).cpu()
 
