@@ -87,7 +87,8 @@ class Interactions:
             require(counts.all(), f"{found} without {counts.argmin()}", "contiguous ids")
             found = f"Interactions: {side}_labels don't increase"
             require((labels[1:] > labels[:-1]).all(), found, "sorted, distinct ones")
-        pairs = np.sort(self.user_ids * n_items + self.item_ids)
+        pairs = self.user_ids * n_items + self.item_ids
+        pairs.sort()
         if (twice := pairs[1:][pairs[1:] == pairs[:-1]]).size:
             found = "Interactions: user id {} and item id {} meet in more than one row"
             raise wrong(found.format(*divmod(twice[0], n_items)), "one rating a pair")
@@ -167,7 +168,7 @@ def _cut(order: np.ndarray, test_fraction: float, validation_fraction: float) ->
         f"rows into {n_train} to train, {n_validation} to validate, {n_test} to test",
         "fractions that leave each part a row",
     )
-    return Split(*np.split(order.astype(np.int64), [n_train, n_train + n_validation]))
+    return Split(*np.split(order.astype(np.int64, copy=False), [n_train, n_train + n_validation]))
 
 
 def validation_folds(split: Split, folds: int, seed: int = 0) -> list[Split]:

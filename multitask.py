@@ -20,6 +20,7 @@ Shapes: R runs, B interactions of a batch, U users of a batch, n training intera
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from typing import Annotated, NamedTuple, get_type_hints
 
@@ -369,7 +370,7 @@ class Stack:
         self.users = torch.tensor(users, device=self.device)
         self.items = torch.tensor(items, device=self.device)
         self.ratings = torch.tensor(ratings, device=self.device)
-        self.train = torch.tensor(train, device=self.device)
+        self.train = torch.as_tensor(train, device=self.device)
         lambdas = torch.tensor([*zip(lambda_f, lambda_r, strict=True)], device=self.device)
         methods = weighting or ["fixed"] * len(self.seeds)
         self.weighting = Weightings(methods, self.seeds, self.device, lambdas)
@@ -394,12 +395,19 @@ class Stack:
         self.compiled = None
         if options.compile:
             self.compiled = torch.compile(lambda batch: self.losses(batch), dynamic=False)
+        self.rest: Iterator[Batch] | None = None
         self.written_out: bool | None = None  # whether gradients.py steps; None: not settled yet
         self.captured: gradients.CapturedStep | None = None
 
     def batches(self, epoch: int) -> Iterator[Batch]:
         """The epoch's batches, in the order of its steps."""
         return BATCHES[self.options.batch_by](self, epoch)
+
+    @cached_property
+    def opening(self) -> list[Batch]:
+        """The first batches of epoch 0, as many as gradients.py takes; ``rest`` has the others."""
+        self.rest = self.batches(0)
+        return gradients.ahead(self, self.rest)
 
     # ---- what is trained
 
@@ -566,7 +574,8 @@ class Stack:
         totals = torch.zeros(3, len(self.seeds), 2, device=self.device)
         total, weighted, weights_total = totals.unbind(0)  # of L, w·L and w
         weighting.epoch_start(epoch, self.steps)
-        batches = self.batches(epoch)
+        rest, self.rest = self.rest, None  # drawn once
+        batches = chain(self.opening, rest) if rest and epoch == 0 else self.batches(epoch)
         if self.written_out:
             first = gradients.ahead(self, batches)
             batches = chain(first, batches)

@@ -189,13 +189,8 @@ class Training:
         self.splits = [split(0 if one else run["seed"]) for run in self.runs]
         self.baselines = functools.cache(lambda split: baselines(data, split, clip))
         self.stack = make_stack(args, self.data, self.runs, self.splits)
-        self.test = make_evaluator(args, self.data, self.splits, "test", "train", "validation")
-        self.validate = None
-        if args["validation"]:
-            self.validate = make_evaluator(args, self.data, self.splits, "validation", "train")
         if state and state["data_sha256"] != data.sha256:
             raise ValueError(f"{args['data']} is no longer the data that {self.out} began on")
-        self.batch = next(iter(self.stack.batches(0)))
         if state:
             self.check(state)
         try:
@@ -256,7 +251,7 @@ class Training:
         """L_F and L_R of the first batch at the parameters as they are: (R, 2)."""
         self.stack.draw_from("saved losses")
         self.stack.net.eval()
-        return torch.stack(self.stack.losses(self.batch), 1).cpu()
+        return torch.stack(self.stack.losses(self.stack.opening[0]), 1).cpu()
 
     def begin(self, folders: list[Path]) -> None:
         """Open the runs' folders, of a new command with a first checkpoint, in the place of what it
@@ -276,6 +271,14 @@ class Training:
             raise
         finally:
             run_folder.settle(self.out)
+
+    @functools.cached_property
+    def evaluators(self) -> tuple[Evaluator, Evaluator | None]:
+        """Of the test and the validation part, made after the first steps."""
+        parts, validate = (self.args, self.data, self.splits), None
+        if self.args["validation"]:
+            validate = make_evaluator(*parts, "validation", "train")
+        return make_evaluator(*parts, "test", "train", "validation"), validate
 
     @property
     def epoch(self) -> int:
@@ -312,12 +315,15 @@ class Training:
     def train_epoch(self, bar: tqdm) -> None:
         state, epoch, start = self.state, self.epoch, time.perf_counter()
         losses = self.stack.run_epoch(epoch)
-        trained, tests, checks = time.perf_counter(), None, None
+        seconds, tests, checks = {"train_seconds": time.perf_counter() - start}, None, None
+        seconds["eval_seconds"] = 0.0
         if (epoch + 1) % self.args["eval_every"] == 0 or epoch + 1 == self.args["epochs"]:
+            test, validate = self.evaluators
+            start = time.perf_counter()
             self.stack.net.eval()
-            tests = self.test(self.stack.net)
-            checks = self.validate(self.stack.net) if self.validate else None
-        seconds = {"train_seconds": trained - start, "eval_seconds": time.perf_counter() - trained}
+            tests = test(self.stack.net)
+            checks = validate(self.stack.net) if validate else None
+            seconds["eval_seconds"] = time.perf_counter() - start
         for name, value in seconds.items():
             state[name] += value
         broken = self.stack.broken_tables()
@@ -327,7 +333,7 @@ class Training:
             row = {"epoch": epoch}
             row |= {name: x[self.members(r)].mean().item() for name, x in losses.items()}
             row |= {name: tests[r][name] if tests else None for name in run_folder.CURVES}
-            for name in run_folder.CURVES if self.validate else ():
+            for name in run_folder.CURVES if self.args["validation"] else ():
                 row[f"val_{name}"] = checks[r][name] if checks else None
             values = row | (tests[r] if tests else {})
             infinite = [k for k, x in values.items() if x is not None and not math.isfinite(x)]
