@@ -251,8 +251,10 @@ def resolve(argv: list[str], description: str = "") -> dict:
             raise ValueError("--lambda-f and --lambda-r weigh --weighting fixed alone: add it")
         args["lambda_f"] = args["lambda_r"] = []
     methods = [METHODS[name] for name, _ in methods]
-    if args["compile"] and any(method.needs_gram or not method.weights_own for method in methods):
-        raise ValueError("--compile takes the losses together: no weighting by gradients")
+    apart = any(m.needs_gram or m.per_task_moments or not m.weights_own for m in methods)
+    for name in ("compile", "sparse"):
+        if args[name] and apart:
+            raise ValueError(f"--{name} takes the losses together: no weighting by gradients")
     if none := [pair for pair in pairs if max(pair) < 2**-126]:  # what is below is 0 in training
         told = "--lambda-f {:g} with --lambda-r {:g} leaves no loss".format(*none[0])
         raise ValueError(f"{told}: one must be above 1.2e-38, in float32")

@@ -21,7 +21,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pooch
 
 import ratings_file
@@ -88,7 +87,8 @@ class Interactions:
             require(counts.all(), f"{found} without {counts.argmin()}", "contiguous ids")
             found = f"Interactions: {side}_labels don't increase"
             require((labels[1:] > labels[:-1]).all(), found, "sorted, distinct ones")
-        pairs = np.sort(self.user_ids * n_items + self.item_ids)
+        pairs = self.user_ids * n_items + self.item_ids
+        pairs.sort()
         if (twice := pairs[1:][pairs[1:] == pairs[:-1]]).size:
             found = "Interactions: user id {} and item id {} meet in more than one row"
             raise wrong(found.format(*divmod(twice[0], n_items)), "one rating a pair")
@@ -168,7 +168,7 @@ def _cut(order: np.ndarray, test_fraction: float, validation_fraction: float) ->
         f"rows into {n_train} to train, {n_validation} to validate, {n_test} to test",
         "fractions that leave each part a row",
     )
-    return Split(*np.split(order.astype(np.int64), [n_train, n_train + n_validation]))
+    return Split(*np.split(order.astype(np.int64, copy=False), [n_train, n_train + n_validation]))
 
 
 def validation_folds(split: Split, folds: int, seed: int = 0) -> list[Split]:
@@ -326,13 +326,13 @@ DATASETS["filmtrust"] = Dataset(
 
 def canonical_rows(data: Interactions) -> bytes:
     """user, item, rating and time in tab-separated lines, sorted by user and item."""
-    users, items = data.user_labels[data.user_ids], data.item_labels[data.item_ids]
-    table = pd.DataFrame({"user": users, "item": items, "rating": data.ratings})
+    columns = [data.user_labels[data.user_ids], data.item_labels[data.item_ids], data.ratings]
+    line, order = "%s\t%s\t%g", np.lexsort((columns[1], columns[0]))
     if data.timestamps is not None:
-        table["timestamp"] = data.timestamps
-    table = table.sort_values(["user", "item"])
-    options = {"header": False, "index": False, "float_format": "%g", "lineterminator": "\n"}
-    return table.to_csv(sep="\t", **options).encode()
+        columns.append(data.timestamps)
+        line += "\t%s"
+    rows = zip(*(column[order].tolist() for column in columns), strict=True)
+    return "".join(f"{line}\n" % row for row in rows).encode()
 
 
 def _load_named(name: str) -> Interactions:

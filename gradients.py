@@ -35,7 +35,8 @@ def covers(stack) -> bool:
         and options.pairwise
         and isinstance(stack.net.rating_head, MLP)
         and options.batch_by == "interaction"
-        and not (structure.user_history or structure.item_history or options.compile)
+        and not (structure.user_history or structure.item_history)
+        and not (options.compile or options.sparse)
         and not (options.ranking_dropout or options.rating_dropout)
         and not stack.weighting.split
     )
@@ -59,7 +60,7 @@ def proved(stack, batches: list | None = None) -> bool:
     if not covers(stack):
         return False
     try:
-        first = batches or ahead(stack, stack.batches(0))
+        first = batches or stack.opening
         some = joined(first, max(LEAST, stack.train.shape[1] // 256))  # about 2% of an epoch
         twin = copy.copy(stack)
         twin.net = copy.deepcopy(stack.net).double()
@@ -99,7 +100,8 @@ def probes(stack, first) -> list:
     ids = torch.arange(max(net.n_users, net.n_items), device=stack.device)
     columns = [ids % net.n_users, ids % net.n_items, stack.ratings[ids % len(stack.ratings)]]
     columns.append(columns[1].flip(0))
-    parts = [x.expand(len(first.items), -1).split(max(size, 2048), 1) for x in columns]
+    parts = max(size, 2048, len(ids) // 4)  # each costs a pass over the tables
+    parts = [x.expand(len(first.items), -1).split(parts, 1) for x in columns]
     every = [type(first)(*part) for part in zip(*parts, strict=True)]
     short = stack.train.shape[1] % size
     return [first, *[joined([first], short)] * bool(short), *every]
@@ -110,7 +112,7 @@ def differs(twin, batch) -> str | None:
     found, weighting, memory = [], twin.weighting, twin.memory
     for twin.written_out in (False, True):
         twin.weighting = copy.deepcopy(weighting)
-        twin._draw_from("dropout", 0)  # for losses of a subclass that drop out
+        twin.draw_from("dropout")  # for losses of a subclass that drop out
         made = twin.fill_gradients(batch)
         found.append((made.losses, memory.grads.clone()))
     twin.weighting = weighting

@@ -30,14 +30,33 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def random_stream(seed: int | str, purpose: str, index: int | str = 0) -> torch.Generator:
-    """A CPU generator of its own for each (seed, purpose, epoch or table name).
+def random_stream(
+    seed: int | str, purpose: str, index: int | str = 0, device: torch.device | str = "cpu"
+) -> torch.Generator:
+    """A generator of its own for each (seed, purpose, epoch or table name).
 
     No draw depends on how many were made before it: a run doesn't depend on what it is stacked
-    with, and resuming needs no generator state.
+    with, and resuming needs no generator state. Devices of one seed draw different numbers.
     """
     digest = hashlib.sha256(f"{seed}/{purpose}/{index}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+class Rows(torch.autograd.Function):
+    """(R, n, C) table and (R, B) ids -> (R, B, C), with a sparse gradient: of the rows looked up.
+
+    `F.embedding(sparse=True)` for a stack, whose tables autograd can't flatten and keep sparse.
+    """
+
+    @staticmethod
+    def forward(ctx, table, ids, run):
+        ctx.shape, ctx.at = table.shape, torch.stack([run.expand_as(ids), ids]).flatten(1)
+        return F.embedding(ids + run * table.shape[1], table.flatten(0, 1))
+
+    @staticmethod
+    def backward(ctx, gradient):
+        parts = ctx.at, gradient.flatten(0, 1), ctx.shape
+        return torch.sparse_coo_tensor(*parts, check_invariants=False), None, None
 
 
 class BagSum(torch.autograd.Function):
@@ -288,6 +307,7 @@ class MultiTaskNet(nn.Module):
         self.by_user: Interacted | None = None
         self.by_item: Interacted | None = None
         self.kept_columns: Tensor | None = None
+        self.sparse_gradients = False  # whether a lookup's gradient in a table is sparse
         for name, parameter in self.named_parameters():
             if len(parameter) != len(seeds):  # runs would share it
                 raise ValueError(
@@ -344,6 +364,8 @@ class MultiTaskNet(nn.Module):
 
     def rows(self, table: Tensor, ids: Tensor) -> Tensor:
         """(R, n, C) and (R, B) -> (R, B, C): each run's own rows of a table."""
+        if self.sparse_gradients and table.is_leaf:
+            return Rows.apply(table, ids, self.run)
         return F.embedding(ids + self.run * table.shape[1], table.flatten(0, 1))
 
     def user_rows(self, ids: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ Shapes: R runs, B interactions of a batch, U users of a batch, n training intera
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from typing import Annotated, NamedTuple, get_type_hints
 
@@ -163,56 +164,55 @@ class NegativeSampler:
         self.n_items, self.exclude_positives = n_items, exclude_positives
         if not exclude_positives:
             return
-        keys = np.unique(users.cpu().numpy() * n_items + items.cpu().numpy())
-        users_sorted, items_sorted = np.divmod(keys, n_items)
-        counts = np.bincount(users_sorted, minlength=int(users.max()) + 1)
+        keys = (users * n_items + items).unique()
+        users_sorted, items_sorted = keys // n_items, keys % n_items
+        counts = users_sorted.bincount()
         if counts.max() == n_items:
             raise ValueError(
                 f"exclude_positives: user id {counts.argmax()} (contiguous) has interacted with "
                 f"all {n_items} items, so no negative is left to draw: go without it"
             )
-        self.starts = np.concatenate([[0], counts.cumsum()])
-        self.free = n_items - counts
+        self.starts, self.free = counts.cumsum(0) - counts, n_items - counts
         # The j-th picked item, in order, has `item - j` free items before it: so the k-th free
         # item is k plus the number of picked items with at most k free items before them.
-        before = items_sorted - (np.arange(len(keys)) - self.starts[users_sorted])
+        places = torch.arange(len(keys), device=keys.device)
+        before = items_sorted - (places - self.starts[users_sorted])
         self.keys = users_sorted * (n_items + 1) + before
 
     def draw(self, users: Tensor, stream: torch.Generator) -> Tensor:
-        """(n,) user ids -> (n,) item ids, int64, on the CPU."""
+        """(n,) user ids -> (n,) item ids, int64, on the stream's device."""
+        named = dict(generator=stream, device=stream.device)
         if not self.exclude_positives:
-            return torch.randint(self.n_items, users.shape, generator=stream)
-        users = users.cpu().numpy()
-        uniform = torch.rand(users.shape, generator=stream, dtype=torch.float64).numpy()
-        k = (uniform * self.free[users]).astype(np.int64)
-        places = np.searchsorted(self.keys, users * (self.n_items + 1) + k, side="right")
-        return torch.from_numpy(k + places - self.starts[users])
+            return torch.randint(self.n_items, users.shape, **named)
+        uniform = torch.rand(users.shape, dtype=torch.float64, **named)
+        k = (uniform * self.free[users]).long()
+        places = torch.searchsorted(self.keys, users * (self.n_items + 1) + k, right=True)
+        return k + places - self.starts[users]
 
 
 def interaction_batches(stack: "Stack", epoch: int) -> Iterator[Batch]:
     """The epoch's interactions, shuffled; the last batch is the short one.
 
-    Order and negatives depend on seed and epoch alone.
+    Order and negatives depend on seed, epoch and the kind of device alone, which draws its own.
     """
-    n, size = stack.train.shape[1], stack.options.batch_size
+    n, size, device = stack.train.shape[1], stack.options.batch_size, stack.device
     rows, negatives = [], []
     for r, seed in enumerate(stack.seeds):
-        order = torch.randperm(n, generator=random_stream(seed, "order", epoch))
-        rows.append(stack.train[r][order])
+        stream = random_stream(seed, "order", epoch, device)
+        rows.append(stack.train[r][torch.randperm(n, generator=stream, device=device)])
         if stack.samplers:
             users = rows[r]  # as many as are drawn is enough
             if stack.options.exclude_positives:
                 users = stack.users[rows[r]]
-            stream = random_stream(seed, "negatives", epoch)
+            stream = random_stream(seed, "negatives", epoch, device)
             negatives.append(stack.samplers[r].draw(users, stream))
     block = size * max(1, BLOCK // (size * len(stack.seeds)))
     for start in range(0, n, block):
         part = slice(start, start + block)
-        here = torch.stack([run_rows[part] for run_rows in rows]).to(stack.device)
+        here = torch.stack([run_rows[part] for run_rows in rows])
         columns = [stack.users[here], stack.items[here], stack.ratings[here]]
         if negatives:
-            drawn = torch.stack([run_items[part] for run_items in negatives])
-            columns.append(drawn.to(stack.device))
+            columns.append(torch.stack([run_items[part] for run_items in negatives]))
         for first in range(0, here.shape[1], size):
             yield Batch(*(column[:, first : first + size] for column in columns))
 
@@ -223,20 +223,21 @@ def user_batches(stack: "Stack", epoch: int) -> Iterator[Batch]:
     A loss over the catalogue then costs one row of scores a user, not one an interaction, and an
     interaction can be left out of the histories while it is predicted.
     """
-    size, bounds = stack.options.batch_size, torch.arange(stack.steps + 1)
+    size, device = stack.options.batch_size, stack.device
+    bounds = torch.arange(stack.steps + 1, device=device)
     shuffled, parts = [], []
     for seed, train in zip(stack.seeds, stack.train, strict=True):
-        stream = random_stream(seed, "order", epoch)
-        order = torch.randperm(stack.net.n_users, generator=stream)
-        place, rows = order.argsort()[stack.users[train].cpu()].sort(stable=True)
+        stream = random_stream(seed, "order", epoch, device)
+        order = torch.randperm(stack.net.n_users, generator=stream, device=device)
+        place, rows = order.argsort()[stack.users[train]].sort(stable=True)
         ends = torch.searchsorted(place, bounds * size)
         shuffled.append(order)
         parts.append([x.split(ends.diff().tolist()) for x in (place, train[rows])])
-    shuffled = torch.stack(shuffled).to(stack.device)
+    shuffled = torch.stack(shuffled)
     for k in range(stack.steps):
         places = [place[k] - k * size for place, _ in parts]
-        rows = pad_sequence([rows[k] for _, rows in parts], batch_first=True).to(stack.device)
-        place = pad_sequence(places, batch_first=True, padding_value=-1).to(stack.device)
+        rows = pad_sequence([rows[k] for _, rows in parts], batch_first=True)
+        place = pad_sequence(places, batch_first=True, padding_value=-1)
         users = shuffled[:, k * size : (k + 1) * size]
         pair = stack.items[rows], stack.ratings[rows]
         yield Batch(users, *pair, place=place.clamp(min=0), real=place >= 0)
@@ -279,6 +280,11 @@ class Options:
         "common, rating's own",
         (0.0, math.inf),
     ] = (0.0,)
+    sparse: Annotated[
+        bool,
+        "step on the rows that a batch touches, for tables beyond a million rows: another "
+        "algorithm, lazy Adam, in which a row's averages decay only when it is touched",
+    ] = False
     ranking_dropout: Annotated[float, "dropout of the user's vector that ranking sees", RATE] = 0.0
     rating_dropout: Annotated[float, "dropout of both vectors that rating sees", RATE] = 0.0
     leave_one_out: Annotated[bool, "train each interaction as if no history held it"] = False
@@ -306,6 +312,8 @@ class Options:
             )
         if self.leave_one_out and not (by_user and histories):
             raise ValueError("--leave-one-out needs a history and --batch-by user")
+        if self.sparse and (histories or any(self.weight_decay) or self.compile):
+            raise ValueError("--sparse leaves rows alone: without history, decay and --compile")
         if self.compile and (by_user or histories or self.ranking_dropout or self.rating_dropout):
             raise ValueError("--compile is for batches by interaction, without history or dropout")
 
@@ -362,34 +370,44 @@ class Stack:
         self.users = torch.tensor(users, device=self.device)
         self.items = torch.tensor(items, device=self.device)
         self.ratings = torch.tensor(ratings, device=self.device)
-        self.train = torch.tensor(train)
+        self.train = torch.as_tensor(train, device=self.device)
         lambdas = torch.tensor([*zip(lambda_f, lambda_r, strict=True)], device=self.device)
         methods = weighting or ["fixed"] * len(self.seeds)
         self.weighting = Weightings(methods, self.seeds, self.device, lambdas)
-        self.samplers = [
-            NegativeSampler(
-                self.users[rows], self.items[rows], net.n_items, options.exclude_positives
-            )
-            for rows in (self.train if options.pairwise else ())
-        ]
+        self.samplers = []
+        for rows in self.train if options.pairwise else ():
+            rows = rows if options.exclude_positives else rows[:0]  # or they are of no use
+            pairs, exclude = (self.users[rows], self.items[rows]), options.exclude_positives
+            self.samplers.append(NegativeSampler(*pairs, net.n_items, exclude))
         n_rows = net.n_users if options.batch_by == "user" else self.train.shape[1]
         self.steps = math.ceil(n_rows / options.batch_size)  # an epoch
         self.streams: list[torch.Generator] = []  # of dropout, one a run
-        self.memory = Flat(net)
+        net.sparse_gradients = options.sparse
+        self.memory = Flat(net, options.sparse)
         self.optimizer = make_optimizer(options, net, self.memory)
         if self.weighting.split:
             self.optimizer.split_tasks()
-        known = self.train.to(self.device)
-        net.observe(self.users[known], self.items[known], self.ratings[known])
+        structure = net.structure
+        histories = structure.user_history or structure.item_history
+        edited = type(net).observe is not MultiTaskNet.observe
+        if structure.rating_biases or histories or edited:
+            net.observe(self.users[self.train], self.items[self.train], self.ratings[self.train])
         self.compiled = None
         if options.compile:
             self.compiled = torch.compile(lambda batch: self.losses(batch), dynamic=False)
+        self.rest: Iterator[Batch] | None = None
         self.written_out: bool | None = None  # whether gradients.py steps; None: not settled yet
         self.captured: gradients.CapturedStep | None = None
 
     def batches(self, epoch: int) -> Iterator[Batch]:
         """The epoch's batches, in the order of its steps."""
         return BATCHES[self.options.batch_by](self, epoch)
+
+    @cached_property
+    def opening(self) -> list[Batch]:
+        """The first batches of epoch 0, as many as gradients.py takes; ``rest`` has the others."""
+        self.rest = self.batches(0)
+        return gradients.ahead(self, self.rest)
 
     # ---- what is trained
 
@@ -468,12 +486,14 @@ class Stack:
         n = like[0].numel()
         # Four draws of 16 bits from each of 64: drawing is a tenth of a step otherwise.
         draws = [
-            torch.empty(-(-n // 4), dtype=torch.int64).random_(-(2**63), None, generator=own)
+            torch.empty(-(-n // 4), dtype=torch.int64, device=own.device).random_(
+                -(2**63), None, generator=own
+            )
             for own in self.streams
         ]
         uniform = torch.stack([draw.view(torch.int16)[:n] for draw in draws])
         keep = (uniform >= round(rate * 2**16) - 2**15).to(like.dtype).div_(1 - rate)
-        return keep.to(like.device).view(like.shape)
+        return keep.view(like.shape)
 
     def dropped(self, values: Tensor, rate: float) -> Tensor:
         return values * self.mask(values, rate) if rate else values
@@ -554,7 +574,8 @@ class Stack:
         totals = torch.zeros(3, len(self.seeds), 2, device=self.device)
         total, weighted, weights_total = totals.unbind(0)  # of L, w·L and w
         weighting.epoch_start(epoch, self.steps)
-        batches = self.batches(epoch)
+        rest, self.rest = self.rest, None  # drawn once
+        batches = chain(self.opening, rest) if rest and epoch == 0 else self.batches(epoch)
         if self.written_out:
             first = gradients.ahead(self, batches)
             batches = chain(first, batches)
@@ -564,9 +585,9 @@ class Stack:
             if k == 0:
                 asked = weighting.moves or weighting.apart
                 if self.options.log_gradients or (asked and not weighting.takes_apart.all()):
-                    self._draw_from("measured dropout", epoch)
+                    self.draw_from("measured dropout", epoch)
                     measured, gram_of_first = self.measure_gradients(batch)
-                self._draw_from("dropout", epoch)
+                self.draw_from("dropout", epoch)
             if self.options.schedule == "cosine":
                 done = (epoch + k / self.steps) / self.options.epochs
                 self.optimizer.lr = self.options.lr * (1 + math.cos(math.pi * done)) / 2
@@ -594,8 +615,8 @@ class Stack:
             logged["norm_ratio"], logged["weighted_norm_ratio"] = ratios.exp().unbind(1)
         return {name: values.cpu() for name, values in (logged | measured).items()}
 
-    def _draw_from(self, purpose: str, epoch: int) -> None:
-        self.streams = [random_stream(seed, purpose, epoch) for seed in self.seeds]
+    def draw_from(self, purpose: str, epoch: int = 0) -> None:
+        self.streams = [random_stream(seed, purpose, epoch, self.device) for seed in self.seeds]
 
     def measure_gradients(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """How the two tasks pull at each embedding table: (R,) each, NaN where one doesn't pull.

@@ -15,20 +15,27 @@ class Flat:
 
     Where the tasks' gradients are kept apart, a flat tensor holds each; w_F and w_R weigh the
     columns that the tasks share (`MultiTaskNet.shared_columns`), o_F and o_R each task's own.
+
+    ``sparse``: there are no ``grads``; each step's backward pass makes them, of touched rows alone.
     """
 
-    def __init__(self, net: nn.Module):
+    def __init__(self, net: nn.Module, sparse: bool = False):
         self.names, self.parameters = zip(*net.named_parameters(), strict=True)
         self.values = torch.cat([parameter.data.flatten() for parameter in self.parameters])
-        self.grads = torch.zeros_like(self.values)
+        self.grads = None if sparse else torch.zeros_like(self.values)
         self.rating_grads: Tensor | None = None  # rating's part of them, for moments of its own
-        views = self.views(self.values), self.views(self.grads)
-        for parameter, value, slope in zip(self.parameters, *views, strict=True):
+        slopes = [None] * len(self.names) if sparse else self.views(self.grads)
+        parts = zip(self.parameters, self.views(self.values), slopes, strict=True)
+        for parameter, value, slope in parts:
             parameter.data, parameter.grad = value, slope
         self.columns, self.tables = net.shared_columns(), net.tables()
         self.own = net.ranking_dim - net.shared_dims, net.rating_dim - net.shared_dims
 
     def clear(self) -> None:
+        if self.grads is None:
+            for parameter in self.parameters:
+                parameter.grad = None
+            return
         self.grads.zero_()
         if self.rating_grads is not None:
             self.rating_grads.zero_()
@@ -58,7 +65,7 @@ class Flat:
             inputs, kept = compress(self.parameters, wanted), dict(retain_graph=True)
             parts = torch.autograd.grad(loss, list(inputs), materialize_grads=True, **kept)
             for view, part in zip(compress(self.views(flat), wanted), parts, strict=True):
-                view.copy_(part)
+                view.add_(part)  # which may be sparse
         return flat
 
     def gram(self, ranking: Tensor, rating: Tensor) -> Tensor:
@@ -142,11 +149,42 @@ class Adam:
 
     def _kernel(self, grads: Tensor, decay: float, moments: str = "") -> None:
         mean, square, steps = (self.state[f"{moments}{x}"] for x in ("mean", "square", "steps"))
-        steps.add_(1)
-        tensors = [self.values], [grads], [mean], [square], [], [steps]
-        betas, flags = dict(beta1=0.9, beta2=0.999), dict(amsgrad=False, maximize=False)
-        rate = dict(lr=self.lr, weight_decay=decay)
-        torch._fused_adamw_(*tensors, **rate, **betas, eps=1e-8, **flags)
+        self._update([(self.values, grads, mean, square, steps.add_(1))], decay)
+
+    def _update(self, parts: list[tuple[Tensor, ...]], decay: float = 0.0) -> None:
+        """Of values, gradient, mean, square and steps each."""
+        *tensors, steps = map(list, zip(*parts, strict=True))
+        rate, betas = dict(lr=self.lr, weight_decay=decay), dict(beta1=0.9, beta2=0.999)
+        flags = dict(amsgrad=False, maximize=False)
+        torch._fused_adamw_(*tensors, [], steps, **rate, **betas, eps=1e-8, **flags)
+
+
+class LazyAdam(Adam):
+    """Adam on the rows that have a gradient; others stand still, their averages too.
+
+    Another algorithm where not all rows have one at each step. The averages' corrections count all
+    steps, as in ``torch.optim.SparseAdam``. A gradient that isn't sparse is of all rows.
+    """
+
+    @torch.no_grad()
+    def step(self) -> None:
+        parameters, steps = self.memory.parameters, self.state["steps"].add_(1)
+        moments = (self.memory.views(self.state[name]) for name in ("mean", "square"))
+        parts, touched = [], []
+        for parameter, *own in zip(parameters, parameters, *moments, strict=True):
+            gradient = parameter.grad
+            if gradient is None:
+                continue
+            if gradient.is_sparse:
+                gradient = gradient.coalesce()
+                run, row = gradient.indices()
+                tables, rows = [x.flatten(0, 1) for x in own], run * parameter.shape[1] + row
+                own, gradient = [x.index_select(0, rows) for x in tables], gradient.values()
+                touched += zip(tables, own, [rows] * 3, strict=True)
+            parts.append((own[0], gradient, *own[1:], steps))
+        self._update(parts)
+        for table, stepped, rows in touched:
+            table.index_copy_(0, rows, stepped)
 
 
 class SGD:
@@ -167,7 +205,22 @@ class SGD:
         self.values.add_(self.grads, alpha=-self.lr)
 
 
+class LazySGD(SGD):
+    """The same step, of the rows that have a gradient."""
+
+    def __init__(self, memory: Flat, lr: float, weight_decay: float | Tensor):
+        super().__init__(memory, lr, weight_decay)
+        self.parameters = memory.parameters
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                parameter.add_(parameter.grad, alpha=-self.lr)
+
+
 OPTIMIZERS = {"adam": Adam, "sgd": SGD}
+LAZY = {"adam": LazyAdam, "sgd": LazySGD}  # with --sparse
 
 
 def make_optimizer(options, net: nn.Module, memory: Flat):
@@ -187,4 +240,5 @@ def make_optimizer(options, net: nn.Module, memory: Flat):
         decays = {name: columns if name in memory.tables else others for name in named}
         parts = [decays[name].to(x).expand(x.shape).flatten() for name, x in named.items()]
     decay = decay[0] if len(decay) == 1 else torch.cat(parts)
-    return OPTIMIZERS[options.optimizer](memory, options.lr, decay)
+    kinds = LAZY if options.sparse else OPTIMIZERS
+    return kinds[options.optimizer](memory, options.lr, decay)

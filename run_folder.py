@@ -378,8 +378,7 @@ class RunFolder:
         folder.mkdir(exist_ok=True)
         remove_torn(folder)
         write_json(folder / "config.json", config)
-        parts = {name: getattr(split, name) for name in ("train", "validation", "test")}
-        content = saved_bytes(np.savez_compressed, run_id=self.run_id, **parts)
+        content = saved_bytes(np.savez, run_id=self.run_id, **vars(split))
         write_whole(folder / "split.npz", content)
         stale = list(folder.glob(f"events.out.tfevents.*.{self.run_id}"))
         self.events = SummaryWriter(folder, filename_suffix=f".{self.run_id}")

@@ -32,11 +32,13 @@ import run_folder
 from arguments import pick, resolve
 from data import Interactions, Split, load, random_split, temporal_split
 from evaluation import METRICS, Evaluator, baselines
-from models import MultiTaskNet, Structure, random_stream
+from models import MultiTaskNet, Structure
 from multitask import Options, Stack
 from run_folder import RunFolder, load_run
 
 __all__ = ["Training", "load_run", "main"]
+
+MANY = 1_000_000  # rows of tables: beyond them nearly all of a step is clearing and updating all
 
 
 def say(text: str) -> None:
@@ -83,7 +85,7 @@ def memory_needed(args: dict, data: Interactions) -> str:
     """
     width = args["ranking_dim"] + args["rating_dim"] - args["shared_dims"]
     rows = data.n_users * (1 + args["item_history"]) + data.n_items * (1 + args["user_history"])
-    copies = args["ensemble"] * (4 if args["optimizer"] == "adam" else 2)
+    copies = args["ensemble"] * ((4 if args["optimizer"] == "adam" else 2) - args["sparse"])
     size, limit = 4 * len(run_folder.plan_runs(args)) * copies * rows * width, memory_limit()
     told = f"the tables and their optimizer take {size / 2**30:.3g} GiB, all else comes on top; "
     told += "fewer --seeds or a smaller --embedding-dim or --batch-size take less"
@@ -187,13 +189,8 @@ class Training:
         self.splits = [split(0 if one else run["seed"]) for run in self.runs]
         self.baselines = functools.cache(lambda split: baselines(data, split, clip))
         self.stack = make_stack(args, self.data, self.runs, self.splits)
-        self.test = make_evaluator(args, self.data, self.splits, "test", "train", "validation")
-        self.validate = None
-        if args["validation"]:
-            self.validate = make_evaluator(args, self.data, self.splits, "validation", "train")
         if state and state["data_sha256"] != data.sha256:
             raise ValueError(f"{args['data']} is no longer the data that {self.out} began on")
-        self.batch = next(iter(self.stack.batches(0)))
         if state:
             self.check(state)
         try:
@@ -252,9 +249,9 @@ class Training:
     @torch.no_grad()
     def losses_of_a_batch(self) -> torch.Tensor:
         """L_F and L_R of the first batch at the parameters as they are: (R, 2)."""
-        self.stack.streams = [random_stream(seed, "saved losses") for seed in self.stack.seeds]
+        self.stack.draw_from("saved losses")
         self.stack.net.eval()
-        return torch.stack(self.stack.losses(self.batch), 1).cpu()
+        return torch.stack(self.stack.losses(self.stack.opening[0]), 1).cpu()
 
     def begin(self, folders: list[Path]) -> None:
         """Open the runs' folders, of a new command with a first checkpoint, in the place of what it
@@ -275,6 +272,14 @@ class Training:
         finally:
             run_folder.settle(self.out)
 
+    @functools.cached_property
+    def evaluators(self) -> tuple[Evaluator, Evaluator | None]:
+        """Of the test and the validation part, made after the first steps."""
+        parts, validate = (self.args, self.data, self.splits), None
+        if self.args["validation"]:
+            validate = make_evaluator(*parts, "validation", "train")
+        return make_evaluator(*parts, "test", "train", "validation"), validate
+
     @property
     def epoch(self) -> int:
         """How many epochs are trained, and so the number of the next."""
@@ -288,6 +293,8 @@ class Training:
         parts = vars(self.splits[0]).items()
         sizes = ", ".join(f"{len(rows):,} {part}" for part, rows in parts if len(rows))
         say(f"data: {self.data}; {self.args['split']} split: {sizes}")
+        if (rows := self.data.n_users + self.data.n_items) > MANY and not self.args["sparse"]:
+            say(f"each step updates all {rows:,} rows: --sparse, another algorithm, those touched")
         bar = tqdm(total=epochs, initial=self.epoch, unit="epoch", file=sys.stderr)
         with bar, StopSignals() as stop:
             while self.epoch < epochs and len(failed) < len(self.runs):
@@ -308,12 +315,15 @@ class Training:
     def train_epoch(self, bar: tqdm) -> None:
         state, epoch, start = self.state, self.epoch, time.perf_counter()
         losses = self.stack.run_epoch(epoch)
-        trained, tests, checks = time.perf_counter(), None, None
+        seconds, tests, checks = {"train_seconds": time.perf_counter() - start}, None, None
+        seconds["eval_seconds"] = 0.0
         if (epoch + 1) % self.args["eval_every"] == 0 or epoch + 1 == self.args["epochs"]:
+            test, validate = self.evaluators
+            start = time.perf_counter()
             self.stack.net.eval()
-            tests = self.test(self.stack.net)
-            checks = self.validate(self.stack.net) if self.validate else None
-        seconds = {"train_seconds": trained - start, "eval_seconds": time.perf_counter() - trained}
+            tests = test(self.stack.net)
+            checks = validate(self.stack.net) if validate else None
+            seconds["eval_seconds"] = time.perf_counter() - start
         for name, value in seconds.items():
             state[name] += value
         broken = self.stack.broken_tables()
@@ -323,7 +333,7 @@ class Training:
             row = {"epoch": epoch}
             row |= {name: x[self.members(r)].mean().item() for name, x in losses.items()}
             row |= {name: tests[r][name] if tests else None for name in run_folder.CURVES}
-            for name in run_folder.CURVES if self.validate else ():
+            for name in run_folder.CURVES if self.args["validation"] else ():
                 row[f"val_{name}"] = checks[r][name] if checks else None
             values = row | (tests[r] if tests else {})
             infinite = [k for k, x in values.items() if x is not None and not math.isfinite(x)]

@@ -65,6 +65,8 @@ def draw_command(rng: random.Random) -> list[str]:
         rng.choice(["", "--eval-every 3", "--log-gradients"]),
         rng.choice(["", f"--weighting {' '.join(rng.sample(sorted(METHODS), 2))}"]),
     ]
+    if "history" not in parts[3] and not parts[-1]:
+        parts.append(rng.choice(["", "--sparse"]))
     if "adatask" in parts[-1]:  # it is an Adam
         parts[4] = "--optimizer adam"
     return " ".join(parts).split()

@@ -55,6 +55,10 @@ BAD = """
 --ranking-dropout 1                     | '1' must be a number
 --compile --ranking-dropout 0.5         | --compile is for
 --leave-one-out --user-history          | --leave-one-out needs
+--sparse --weight-decay 0.1             | --sparse leaves rows alone
+--sparse --item-history                 | --sparse leaves rows alone
+--sparse --weighting gls mgda           | --sparse takes the losses together
+--sparse --weighting adatask            | --sparse takes the losses together
 --average                               | unknown argument '--average'
 --history-dropout 0.5                   | unknown argument '--history-dropout'
 --learning-rate 1                       | '--learning-rate': did you mean --lr?

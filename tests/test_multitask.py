@@ -7,10 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from small import make_stack, randomise
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import multitask
+import weighting
 from models import RATING_HEADS, random_stream
 from multitask import (
+    BATCHES,
     NegativeSampler,
     OverCatalogue,
     Stack,
@@ -274,6 +277,76 @@ def test_what_is_left_out_is_left_out_of_the_dropped_out_vectors_too(monkeypatch
     torch.testing.assert_close(*losses, atol=1e-6, rtol=1e-5)
 
 
+# ---- on a device ---------------------------------------------------------------------------
+
+
+class Waits(TorchDispatchMode):
+    """Collects the operations for which the host waits for a device, by values or by sizes."""
+
+    HOST = "item _local_scalar_dense nonzero masked_select _unique2 repeat_interleave is_nonzero"
+
+    def __init__(self):
+        super().__init__()
+        self.found = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function._schema.name.removeprefix("aten::")
+        sized = name == "repeat_interleave" and "output_size" in (kwargs or {})
+        self.found |= {name} & set(self.HOST.split()) if not sized else set()
+        return function(*args, **(kwargs or {}))
+
+
+STEPS = [{**RECIPE, "user_history": False, "item_history": False, "batch_by": by} for by in BATCHES]
+STEPS += [{"loss": loss} for loss in multitask.LOSSES]
+
+
+@pytest.mark.parametrize("options", STEPS)
+@pytest.mark.parametrize("methods", [["fixed"], sorted({*METHODS} - {"adatask"}), ["adatask"]])
+def test_no_step_waits_for_a_device(options, methods):
+    stack = weighted(methods, **options)
+    stack.prepare()
+    stack.weighting.epoch_start(0, stack.steps)
+    stack.draw_from("dropout")
+    batches = stack.batches(0)
+    first = next(batches)  # an epoch begins with draws
+    with Waits() as waits:
+        stack.step(first)
+        stack.step(next(batches))
+    assert not waits.found
+
+
+@pytest.mark.parametrize("options", [{}, {"exclude_positives": True}, *STEPS[:2]])
+def test_order_negatives_and_masks_are_drawn_on_the_stacks_device(options, monkeypatch):
+    drawn = []
+
+    def recorded(*key):
+        drawn.append(key)
+        return random_stream(*key[:3])
+
+    stack = weighted(["rlw", "famo"], **options)
+    for module in (multitask, weighting):
+        monkeypatch.setattr(module, "random_stream", recorded)
+    stack.run_epoch(0)
+    assert {key[1] for key in drawn} >= {"order", "weights", "dropout"}
+    assert all(len(key) == 4 and key[3] == stack.device for key in drawn)
+
+
+def test_every_device_has_streams_of_its_own_keyed_alike(monkeypatch):
+    made = []
+
+    class Generator:
+        def __init__(self, device):
+            self.device = device
+
+        def manual_seed(self, seed):
+            made.append((self.device, seed))
+
+    cpu = random_stream(3, "order", 1).initial_seed()
+    monkeypatch.setattr(torch, "Generator", Generator)
+    random_stream(3, "order", 1, "cuda:1")
+    assert made == [("cuda:1", cpu)]
+
+
 # ---- task weighting: what the methods do stands in test_weighting.py ------------------------
 
 
@@ -299,7 +372,8 @@ def test_the_written_out_step_is_proved_equal_to_autograd(shared_dims, rating_bi
 
 VARIANTS = [{}, RECIPE, {**RECIPE, "batch_by": "interaction"}]
 CASES = [("mgda", method, more) for method in METHODS for more in VARIANTS]
-CASES += [("fixed", "fixed", more) for more in VARIANTS[1:]]
+CASES += [("fixed", "fixed", more) for more in [*VARIANTS[1:], dict(sparse=True)]]
+CASES += [("famo", "uw", dict(sparse=True))]
 for name in multitask.LOSSES:
     CASES += [("fixed", "fixed", dict(shared_dims=dims, loss=name)) for dims in SHARING]
 
@@ -389,7 +463,7 @@ def test_adatask_is_two_adams_whose_steps_add_up():
 def test_famo_sees_the_same_batch_dropped_out_alike_after_the_step(monkeypatch):
     stack, seen = weighted(["famo"], **{**RECIPE, "lr": 1e-12}), []
     monkeypatch.setattr(stack.weighting, "after", seen.append)
-    stack._draw_from("dropout", 0)
+    stack.draw_from("dropout")
     stack.written_out = False
     made = stack.step(next(stack.batches(0)))
     torch.testing.assert_close(seen[0], made.losses)

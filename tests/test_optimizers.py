@@ -4,11 +4,14 @@ Their steps along gradients are held elsewhere: Adam's by torch's own in test_mu
 descent's in closed form by the extensions in test_train.py.
 """
 
+import numpy as np
 import pytest
 import torch
 from small import make_stack, randomise
 
+import multitask
 from models import MultiTaskNet
+from multitask import Stack
 
 COLUMNS = [1.0] * 5 + [2.0] * 3 + [4.0] * 5  # of ranking's own | common | rating's own
 
@@ -73,3 +76,62 @@ def test_a_single_value_that_is_not_finite_is_named(value):
         assert stack.broken_tables()[0] is None
         memory.named(flat)["item_bias"][1, 3] = value
         assert stack.broken_tables() == [None, name]
+
+
+@pytest.mark.parametrize("options", [{}, dict(rating_biases=True, shared_dims=3)])
+def test_a_sparse_step_is_lazy_adam_on_the_touched_rows_and_leaves_all_others(options):
+    """Gradients by autograd through the dense lookups, the algorithm in NumPy."""
+    options = dict(weighting=["fixed", "gls"], batch_size=8, **options)
+    stack, dense = make_stack(2, sparse=True, **options), make_stack(2, **options)
+    parameters = dict(stack.net.named_parameters())
+    own = {name: x.detach().double().numpy().copy() for name, x in parameters.items()}
+    mean, square = ({name: np.zeros_like(x) for name, x in own.items()} for _ in range(2))
+    for step, batch in zip(range(1, 7), stack.batches(0), strict=False):
+        dense.memory.values.copy_(stack.memory.values)
+        losses = torch.stack(dense.losses(batch), 1)
+        weights, _ = dense.weighting.by_losses(losses.detach())
+        dense.memory.clear()
+        (weights * losses).sum().backward()
+        items = torch.cat([batch.items, batch.negatives], 1)
+        before = {name: x.copy() for name, x in own.items()}
+        stack.step(batch)
+        for name, parameter in dense.net.named_parameters():
+            gradient = parameter.grad.double().numpy()
+            touched = np.ones(gradient.shape[:2], dtype=bool)
+            if "rating_head" not in name:
+                ids = batch.users if "user" in name else items
+                ids = batch.items if name == "rating_item_bias" else ids
+                touched = np.stack([np.isin(np.arange(gradient.shape[1]), x) for x in ids])
+                assert not touched.all() and not gradient[~touched].any()
+            m, v, g = mean[name], square[name], gradient[touched]
+            m[touched], v[touched] = 0.9 * m[touched] + 0.1 * g, 0.999 * v[touched] + 0.001 * g**2
+            slope = m[touched] / (1 - 0.9**step)
+            own[name][touched] -= 0.01 * slope / (np.sqrt(v[touched] / (1 - 0.999**step)) + 1e-8)
+            found = parameters[name].detach().numpy()
+            assert (found[~touched] == before[name].astype(np.float32)[~touched]).all()
+            np.testing.assert_allclose(found, own[name], atol=1e-5)
+            own[name] = found.astype(np.float64)  # exact from here on
+
+
+@pytest.mark.parametrize("loss", multitask.LOSSES)
+def test_sparse_plain_descent_is_plain_descent(loss):
+    options = dict(optimizer="sgd", loss=loss, log_gradients=True)
+    sparse, dense = make_stack(2, sparse=True, **options), make_stack(2, **options)
+    for epoch in range(2):
+        ours, theirs = sparse.run_epoch(epoch), dense.run_epoch(epoch)
+        for name, values in theirs.items():
+            torch.testing.assert_close(ours[name], values, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(sparse.memory.values, dense.memory.values, atol=1e-6, rtol=0)
+
+
+def test_a_table_that_a_model_uses_as_a_whole_steps_as_a_whole():
+    class Shrunk(Stack):
+        def losses(self, batch):
+            factorization, regression = super().losses(batch)
+            return factorization, regression + self.net.users.square().mean((1, 2))
+
+    stack = make_stack(1, kind=Shrunk, sparse=True, batch_size=4)
+    before = stack.net.users.detach().clone()
+    stack.step(next(stack.batches(0)))
+    assert (stack.net.users != before).any(2).all()
+    assert stack.net.items.grad.is_sparse and not stack.net.users.grad.is_sparse

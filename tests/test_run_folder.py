@@ -183,7 +183,12 @@ def test_changed_data_is_not_trained_on(command, ratings_csv):
 
 
 @pytest.mark.parametrize(
-    "more", ["--validation 0.1 --select --seeds 0-1", f"{EVERY_OPTION} --ensemble 2 --seeds 0,1"]
+    "more",
+    [
+        "--validation 0.1 --select --seeds 0-1",
+        f"{EVERY_OPTION} --ensemble 2 --seeds 0,1",
+        "--sparse --weighting famo uw",
+    ],
 )
 def test_a_resumed_run_is_the_run_never_interrupted_to_the_last_bit(command, more):
     words = f"--epochs 6 --checkpoint-every 2 {more}"

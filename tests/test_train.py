@@ -317,6 +317,14 @@ def test_ctrl_c_while_modules_are_imported_is_no_traceback(tmp_path):
     assert (done.returncode, done.stderr) == (-signal.SIGINT, b"")
 
 
+def test_large_tables_are_told_of_the_sparse_step_once(command, monkeypatch):
+    monkeypatch.setattr(train, "MANY", 269)
+    told = [command(f"--epochs 2 {more}")[2].count("--sparse") for more in ("", "--sparse --out s")]
+    assert told == [1, 0]
+    monkeypatch.setattr(train, "MANY", 270)  # users and items
+    assert "--sparse" not in command("--epochs 1 --out small")[2]
+
+
 @pytest.mark.parametrize("owner, kind", [(torch, torch.uint8), (np, np.uint8)])
 def test_out_of_memory_is_one_line_that_tells_how_much_is_needed(command, monkeypatch, owner, kind):
     """Of 120 users and 150 items 8 numbers each, with gradient and two moments, 4 bytes."""

@@ -1,0 +1,123 @@
+"""What do threads, processes and size cost or gain? One record a measurement.
+
+    python -m checks.scale              # all of them, in turn
+    python -m checks.scale stack threads
+
+What is compared is measured in turn, pair by pair, and a ratio is the median of the pairs' ratios:
+absolute times drift from minute to minute. A line goes to stdout and to results/scale.jsonl.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from types import SimpleNamespace
+
+import numpy as np
+
+from arguments import Parser, number
+from checks.bench import DIM, LARGE, StackLoop, in_turn, median_ratio, record, set_machine, timed
+from checks.load import write_ratings
+from checks.synthetic import synthetic
+from data import random_split
+from evaluation import SCORES, Evaluator
+from models import MultiTaskNet
+from study.records import append
+
+HUGE = 10_000_000, 1_000_000  # users, items
+# A command of train.py that ends with its first step: CPU seconds since torch was imported.
+FIRST_STEP = """import os, sys, time, torch; start = time.process_time()
+import train
+step = train.Stack.step
+def first(self, batch):
+    step(self, batch)
+    os.write(1, str(time.process_time() - start).encode())
+    os._exit(0)
+train.Stack.step = first
+train.main()"""
+
+MEASUREMENTS: dict[str, Callable[[int], dict]] = {}  # name -> function of the number of pairs
+
+
+def measurement(function: Callable[[int], dict]) -> Callable[[int], dict]:
+    MEASUREMENTS[function.__name__] = function
+    return function
+
+
+@measurement
+def start(pairs: int) -> dict:
+    """CPU seconds from `import torch` to the first step: ml-100k, and 20 million from the cache."""
+
+    def seconds(*words: str) -> float:
+        command = [sys.executable, "-c", FIRST_STEP, *words, "--overwrite", "--out"]
+        return float(subprocess.check_output([*command, f"{folder}/run"], stderr=-3))
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_ratings(Path(folder, "ratings.csv"), LARGE[2])
+        small, large = (), ("--data", f"{folder}/ratings.csv")
+        seconds(*large)  # reads the file, and keeps its arrays
+        taken = {"ml_100k": [seconds(*small) for _ in range(pairs)]}
+        taken["20_million"] = [seconds(*large) for _ in range(pairs)]
+    return {"cpu_seconds": {name: median(x) for name, x in taken.items()}}
+
+
+@measurement
+def sparse(pairs: int) -> dict:
+    """Seconds of a step on huge tables, batch 256, dense and sparse."""
+    n, rng = 100_000, np.random.default_rng(0)
+    users, items = HUGE
+    data, loops = SimpleNamespace(n_users=users, n_items=items), {}
+    data.user_ids, data.item_ids = rng.integers(0, users, n), rng.integers(0, items, n)
+    data.ratings = rng.integers(1, 6, n).astype(np.float32)
+    for name in ("dense", "sparse"):
+        loop = StackLoop(data, np.arange(n), written_out=name == "dense", sparse=name == "sparse")
+        batches, step = loop.stack.batches(0), loop.stack.step
+        loops[name] = lambda b=batches, step=step: timed(lambda: step(next(b)))
+    taken = in_turn(loops, 4 * pairs)
+    seconds = {name: median(x) for name, x in taken.items()}
+    ratio = median_ratio(taken["dense"], taken["sparse"])
+    return {"users": users, "items": items, "dim": DIM, "seconds": seconds, "ratio": ratio}
+
+
+@measurement
+def evaluation(pairs: int) -> dict:
+    """Seconds of ranking the catalogue for all users, and of its matrix product alone."""
+    data = synthetic(*LARGE)
+    split, net = random_split(data, 0), MultiTaskNet(data.n_users, data.n_items)
+    columns = data.user_ids, data.item_ids, data.ratings
+    evaluate = Evaluator(*columns, split.test[None], split.train[None])
+    users, items = net.users.detach()[0], net.items.detach()[0].T.contiguous()
+
+    def product():
+        for part in users.split(SCORES["cpu"] // data.n_items):
+            part @ items
+
+    loops = {"evaluation": lambda: timed(lambda: evaluate(net)), "product": lambda: timed(product)}
+    taken = in_turn(loops, max(1, pairs // 2))
+    seconds, ratio = {x: median(s) for x, s in taken.items()}, median_ratio(*taken.values())
+    size = dict(users=data.n_users, items=data.n_items, dim=DIM)
+    return {**size, "seconds": seconds, "ratio": ratio}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser(prog="python -m checks.scale", description=__doc__)
+    add, names = parser.add_argument, list(MEASUREMENTS)
+    add("names", nargs="*", metavar="NAME", help=f"of {', '.join(names)} (all)")
+    add("--pairs", type=number(int, 1), default=5, help="measured of each (5)")
+    add("--out", type=Path, default=Path("results/scale.jsonl"), help="records")
+    args = parser.parse_args(argv)
+    if unknown := [name for name in args.names if name not in MEASUREMENTS]:
+        parser.error(f"{unknown[0]} is none of {', '.join(names)}")
+    set_machine()
+    for name in args.names or names:
+        line = record(name, "cpu", {"pairs": args.pairs, **MEASUREMENTS[name](args.pairs)})
+        append(args.out, [line])
+        print(json.dumps(line), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
