@@ -1,6 +1,7 @@
 """Does a killed run, resumed, become the run never interrupted? To the last bit, many times.
 
     python -m checks.kill_resume --rounds 200 --pairs 60
+    python -m checks.kill_resume --rounds 0 --pairs 0 --soak 2000
 
 A round draws a small command of train.py, kills it by SIGKILL at a random moment, resumes it,
 perhaps kills that too, and lets the last attempt finish. Then it compares with the same command
@@ -10,8 +11,10 @@ everything imported, so a kill lands in the work and not in the imports.
 
 A pair is two commands started together on one folder, empty, or with a run that both replace, or
 with one that a kill left unfinished. One that ends well must have left what it leaves alone, unless
-the other has replaced it since; one that is turned away, nothing. The last line on stdout counts
-all of these; exit code 1 if there is a difference, a mixture or a loss.
+the other has replaced it since; one that is turned away, nothing. A soak is one long round: a stack
+of 16, killed ten times, and the peak memory of the command left alone after a tenth of it and at
+its end. The last line on stdout counts all of these; exit code 1 if there is a difference, a
+mixture or a loss.
 """
 
 import json
@@ -106,29 +109,50 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def contents(out: Path) -> dict:
-    """All of a command's folders that must not depend on interruptions."""
+    """All of a command's folders that must not depend on interruptions.
+
+    Not the run's id, which is another once the code is committed: load_run compares those.
+    """
+
+    def own(name: str) -> bool:
+        return name.endswith("seconds") or name in ("folder", "run_id")
+
     found = {}
     for folder in sorted(config.parent for config in out.rglob("config.json")):
         history = pd.read_csv(folder / "history.csv", dtype=str, keep_default_na=False)
-        rows = history.filter(regex="(?<!seconds)$").to_dict("list")
+        rows = {k: list(x) for k, x in history.items() if not own(k)}
         result = json.loads((folder / "result.json").read_text())
-        result = {k: v for k, v in result.items() if not k.endswith("seconds") and k != "folder"}
+        result = {k: v for k, v in result.items() if not own(k)}
         parameters = torch.load(folder / "checkpoint.pt", weights_only=True)
         parameters = {name: value.numpy().tobytes() for name, value in parameters.items()}
         found[str(folder.relative_to(out))] = rows, result, parameters, scalars(folder)
     return found
 
 
+def peaks(child: int) -> list[float]:
+    """The peak memory of a child so far, MiB, every 50 ms until it ends."""
+    found = []
+    while os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        lines = Path(f"/proc/{child}/status").read_text().splitlines()
+        found += [int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")]
+        time.sleep(0.05)
+    return found
+
+
 def one_round(rng: random.Random, ratings: Path, folder: Path) -> tuple[int, str | None]:
     """How many kills landed, and what differs, if anything."""
-    arguments = ["--data", str(ratings), *draw_command(rng)]
-    words, started = " ".join(arguments), time.perf_counter()
+    arguments, started = ["--data", str(ratings), *draw_command(rng)], time.perf_counter()
     if ended(start([*arguments, "--out", str(folder / "alone")])) != 0:
-        return 0, f"failed uninterrupted: {words}"
+        return 0, f"failed uninterrupted: {' '.join(arguments)}"
     duration = time.perf_counter() - started
+    moments = [rng.uniform(0, 1.1 * duration) for _ in range(rng.randint(1, 3))]
+    return killed_and_resumed(arguments, moments, folder)
+
+
+def killed_and_resumed(arguments, moments: list[float], folder: Path) -> tuple[int, str | None]:
+    """The command of folder / "alone", each attempt but the last killed after so many seconds."""
     out, kills = folder / "killed", 0
     command = [*arguments, "--out", str(out)]
-    moments = [rng.uniform(0, 1.1 * duration) for _ in range(rng.randint(1, 3))]
     for moment in [*moments, None]:
         code = ended(start(command), moment)
         if code not in (None, 0):
@@ -138,7 +162,24 @@ def one_round(rng: random.Random, ratings: Path, folder: Path) -> tuple[int, str
             command = ["--resume", str(out)]
     if left := [path.name for path in out.rglob(".*")]:
         return kills, f"left behind: {left}"
-    return kills, f"differs: {words}" if contents(out) != contents(folder / "alone") else None
+    same = contents(out) == contents(folder / "alone")
+    return kills, None if same else f"differs: {' '.join(arguments)}"
+
+
+def soak(rng: random.Random, ratings: Path, folder: Path, epochs: int) -> tuple[dict, str | None]:
+    """What a long round counts, and what differs, if anything."""
+    arguments, started = ["--data", str(ratings), "--epochs", str(epochs)], time.perf_counter()
+    arguments += "--shared --seeds 0-15 --embedding-dim 4 --eval-every 10".split()
+    arguments += "--weighting mgda --batch-size 512 --checkpoint-every 25".split()
+    child = start([*arguments, "--out", str(folder / "alone")])
+    memory = peaks(child)
+    if ended(child) != 0:
+        return {}, f"failed uninterrupted: {' '.join(arguments)}"
+    duration = time.perf_counter() - started
+    moments = [rng.uniform(0, duration / 10) for _ in range(10)]
+    kills, problem = killed_and_resumed(arguments, moments, folder)
+    line = {"soak_epochs": epochs, "soak_kills": kills, "soak_differences": int(bool(problem))}
+    return line | {"soak_mib_early": memory[len(memory) // 10], "soak_mib": memory[-1]}, problem
 
 
 def one_pair(rng: random.Random, ratings: Path, folder: Path) -> tuple[int, str | None]:
@@ -172,6 +213,7 @@ def main() -> int:
     parser = Parser(prog="python -m checks.kill_resume", description=__doc__)
     parser.add_argument("--rounds", type=number(int, 0), default=200, help="rounds (200)")
     parser.add_argument("--pairs", type=number(int, 0), default=60, help="pairs (60)")
+    parser.add_argument("--soak", type=number(int, 0), default=0, help="epochs of the soak (0)")
     parser.add_argument("--seed", type=int, default=0, help="of commands and moments (0)")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -190,10 +232,19 @@ def main() -> int:
                 problems.append(problem.split()[0])
                 tqdm.write(f"{k}: {problem}", file=sys.stderr)
             shutil.rmtree(folder)
+        soaked, problem = soak(rng, ratings, Path(work), args.soak) if args.soak else ({}, None)
+        if problem:
+            problems.append(problem.split()[0])
+            tqdm.write(problem, file=sys.stderr)
     mixed, lost = problems.count("mixed:"), problems.count("lost:")
-    line = {"rounds": args.rounds, "kills": counts[one_round]}
-    line |= {"differences": len(problems) - mixed - lost, "pairs": args.pairs}
-    print(json.dumps(line | {"turned_away": counts[one_pair], "mixed": mixed, "lost": lost}))
+    line = {}
+    if args.rounds or not args.pairs + args.soak:
+        differences = len(problems) - mixed - lost
+        line = {"rounds": args.rounds, "kills": counts[one_round], "differences": differences}
+    if args.pairs:
+        line |= {"pairs": args.pairs, "turned_away": counts[one_pair]}
+        line |= {"mixed": mixed, "lost": lost}
+    print(json.dumps(line | soaked))
     return 1 if problems else 0
 
 

@@ -88,6 +88,14 @@ def test_ranks_agree_with_a_slow_loop_run_by_run(data, chunk, sorted_from, on_gp
         assert ranks[run].tolist() == slow_ranks(scores[run].tolist(), test, seen)
 
 
+def test_ranks_of_a_catalogue_longer_than_one_row_of_words():
+    n_items = 2200
+    scores = np.random.RandomState(0).permutation(n_items).astype(np.float32)[None, None]
+    split = [np.array([[0, 0]]), np.array([[0, n_items - 1]]), *[np.zeros((1, 0), dtype=int)] * 2]
+    ranks = FullRanking(n_items, *split).ranks(fixed(torch.from_numpy(scores)))
+    assert ranks[0].tolist() == [n_items - scores[0, 0, 0], n_items - scores[0, 0, -1]]
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from([0, 3, 4, 9]), st.integers(2, 60)), min_size=1, max_size=40)

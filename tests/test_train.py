@@ -34,6 +34,7 @@ import models
 import multitask
 import train
 from checks.kill_resume import scalars
+from data import random_split
 
 GOLDEN = [(0.4967822, 10.124199), (0.4860501, 6.229814)]  # L_F and L_R of the first two epochs
 ONE_STEP = "--optimizer sgd --batch-size 4000"  # an epoch is one step on all training interactions
@@ -99,6 +100,21 @@ def test_clip_ratings_cuts_predictions_to_the_training_range(command):
     _, free, _ = command("--data narrow.csv --epochs 1")
     _, cut, _ = command("--data narrow.csv --epochs 1 --clip-ratings --out cut")
     assert cut["mse"] <= 1 < free["mse"]  # after one epoch predictions are still near zero
+
+
+def test_clipping_is_to_the_range_of_the_training_part_not_of_what_is_held_out(command):
+    """One rating alone is out of range, and in the test part: a clip that knew it would let 3 by.
+
+    Predictions begin near zero, so that all are cut to the lowest rating known.
+    """
+    rows = [(u, i, 3 + (u + i) % 2) for u in range(30) for i in range(u % 7, 40, 3)]
+    test = random_split(rows, seed=0).test
+    rows[test[0]] = (*rows[test[0]][:2], 1)
+    write_csv("leak.csv", rows)
+    _, result, _ = command("--data leak.csv --epochs 1 --clip-ratings")
+    errors = [rows[k][2] - 3 for k in test]
+    assert result["mse"] == pytest.approx(np.mean(np.square(errors)))
+    assert recomputed("run")["mse"] == pytest.approx(result["mse"])
 
 
 def test_odd_but_sound_data_trains(command):
