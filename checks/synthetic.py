@@ -1,6 +1,7 @@
 """Planted data: interactions whose structure is known, of any size."""
 
 import hashlib
+import math
 
 import numpy as np
 
@@ -12,28 +13,33 @@ TASTE_DIMENSIONS = 4
 
 
 def synthetic(
-    n_users: int = 200, n_items: int = 300, n_interactions: int = 8000, seed: int = 0
+    n_users: int = 200,
+    n_items: int = 300,
+    n_interactions: int = 8000,
+    seed: int = 0,
+    relatedness: float = 1.0,
 ) -> Interactions:
-    """Seeded interactions with planted structure: ranking and rating share one affinity.
+    """Seeded interactions with planted structure: how much ranking and rating share is known.
 
     A user has one of 8 tastes t_g, an item a vector v_j, and their affinity is
     s_gj = t_g·v_j / |t_g| (standard deviation 1). Pairs are drawn without repeats with
     p(j | g) ∝ popularity_j exp(1.5 s_gj), popularity Zipf-like; ratings are
-    2.8 + b_u + b_j + s_gj + noise (0.5), rounded and clipped to 1..5. So popularity and
-    biases explain a part of both tasks, the affinity most of the rest. Every user and every item
-    occurs; rows are in order of time.
+    2.8 + b_u + b_j + r_ij + noise (0.5), rounded and clipped to 1..5, where
+    r = ρ s + √(1 − ρ²) s', ρ the ``relatedness`` and s' an affinity of other tastes and vectors:
+    at 1 both tasks see one affinity, at 0 unrelated ones. So popularity and biases explain a part
+    of both tasks, the affinities most of the rest. Every user and every item occurs; rows are in
+    order of time.
 
-    Raises ValueError unless max(n_users, n_items) ≤ n_interactions ≤ n_users n_items.
+    Raises ValueError unless max(n_users, n_items) ≤ n_interactions ≤ n_users n_items and
+    0 ≤ ρ ≤ 1.
     """
+    require(0 <= relatedness <= 1, f"relatedness {relatedness}", "0 to 1")
     found = f"{n_interactions} interactions of {n_users} users and {n_items} items"
     require(min(n_users, n_items) > 0, found, "at least 1 user and 1 item")
     least, most = max(n_users, n_items), n_users * n_items
     require(least <= n_interactions <= most, found, f"{least} to {most} interactions")
     rng = np.random.default_rng(seed)
-    tastes = rng.permutation(np.arange(n_users) % N_TASTES)  # (n_users,)
-    directions = rng.normal(size=(N_TASTES, TASTE_DIMENSIONS))
-    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    affinity = directions @ rng.normal(size=(TASTE_DIMENSIONS, n_items))  # (N_TASTES, n_items)
+    tastes, affinity = _affinity(rng, n_users, n_items)
     popularity = rng.permutation(1 / (np.arange(n_items) + 10))
     weights = popularity * np.exp(1.5 * affinity)  # (N_TASTES, n_items)
     pairs = _draw_pairs(rng, n_interactions, tastes, weights)
@@ -48,7 +54,12 @@ def synthetic(
     user_bias, item_bias = rng.normal(0, 0.4, n_users), rng.normal(0, 0.4, n_items)
     ratings = 0.5 * rng.standard_normal(n_interactions, dtype=np.float32)
     ratings += (2.8 + user_bias.astype(np.float32))[user_ids]
-    ratings += (affinity + item_bias).astype(np.float32)[tastes[user_ids], item_ids]
+    shared = (relatedness * affinity + item_bias).astype(np.float32)
+    ratings += shared[tastes[user_ids], item_ids]
+    if relatedness < 1:
+        tastes, affinity = _affinity(np.random.default_rng([seed, 1]), n_users, n_items)
+        own = (math.sqrt(1 - relatedness**2) * affinity).astype(np.float32)
+        ratings += own[tastes[user_ids], item_ids]
     np.clip(np.rint(ratings, out=ratings), 1, 5, out=ratings)
     timestamps = 1_000_000_000 + np.cumsum(rng.integers(0, 60, n_interactions))
     digest = hashlib.sha256()
@@ -57,6 +68,14 @@ def synthetic(
     labels = {"user_labels": np.arange(1, n_users + 1), "item_labels": np.arange(1, n_items + 1)}
     rest = {"item_titles": None, "name": "synthetic", "sha256": digest.hexdigest()}
     return Interactions(user_ids, item_ids, ratings, timestamps, **labels, **rest)
+
+
+def _affinity(rng: np.random.Generator, n_users: int, n_items: int) -> tuple:
+    """Each user's taste, (n_users,), and the affinity of tastes and items, (N_TASTES, n_items)."""
+    tastes = rng.permutation(np.arange(n_users) % N_TASTES)
+    directions = rng.normal(size=(N_TASTES, TASTE_DIMENSIONS))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    return tastes, directions @ rng.normal(size=(TASTE_DIMENSIONS, n_items))
 
 
 def _draw_pairs(

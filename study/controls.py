@@ -11,12 +11,17 @@ tuned     each arm with the flags that were best on the validation parts of two 
 
 import math
 from collections import defaultdict
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
+from checks.synthetic import synthetic
 from models import random_stream
 from multitask import LOSSES, sigmoid_loss
+from run_folder import write_whole
+from study.design import PLANTED, PLANTED_SIZE
 from weighting import METHODS, Weighting, parse
 
 STRETCH = 10  # epochs, as far apart as the lines of a study hold a run's weights
@@ -36,6 +41,16 @@ class Shuffled(Weighting):
 
     def weights(self, losses, gram):
         return self.state["w"]
+
+
+def source(data: str, folder: Path) -> str:
+    """What `load` takes: a data set as it is named, or a file in the folder for planted data."""
+    if data not in PLANTED:
+        return data
+    path, made = folder / f"{data}.csv", synthetic(*PLANTED_SIZE, relatedness=PLANTED[data])
+    columns = {"user": made.user_ids, "item": made.item_ids, "rating": made.ratings}
+    write_whole(path, pd.DataFrame(columns).to_csv(index=False).encode())
+    return str(path)
 
 
 def controlled(stack: dict, lines: list[dict]) -> dict:

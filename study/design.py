@@ -39,6 +39,8 @@ RATES = tuple(f"--lr {lr} --weight-decay {w}" for lr in (5e-4, 1e-3, 2e-3) for w
 SGD_RATES = tuple(f"--optimizer sgd --lr {lr}" for lr in (0.01, 0.03, 0.1, 0.3, 1, 3, 10))
 TUNING_SEEDS = (100, 101)
 SCALED = "--loss sigmoid-times-10"  # registered by controls.py
+PLANTED = {f"synthetic-{share}": share / 100 for share in (0, 25, 50, 75, 100)}  # relatedness
+PLANTED_SIZE = (1_000, 1_000, 30_000)  # users, items, ratings
 DECIDING = (0.5, LAMBDAS[8], 0.99, *BEYOND, "rating-probe", "mgda", "nash-mtl", "uw", "famo")
 SELECTED = "--validation 0.05 --select --eval-every 2"
 SGD_LR = "1"  # the largest of 0.3, 1, 1.7, 3, 30 at which no setting grows unstable in 60 epochs
@@ -76,6 +78,8 @@ EXPERIMENTS = {
     "ml-latest-small": Experiment("selected", ("shared",), DECIDING, data="ml-latest-small"),
     "frozen": Experiment("selected", ("shared",), MOVING, control="frozen"),
     "shuffled": Experiment("selected", ("shared",), MOVING[:5], control="shuffled"),
+    # Does sharing help where the tasks are related, and there alone?
+    **{name: Experiment("selected", ENDS, data=name) for name in PLANTED},
     "half-shared": Experiment("selected", ("k16",), (*BEYOND, *PROBES, *RULES)),
     "scaled": Experiment("selected", ("shared",), (0.99, "mgda", "nash-mtl"), more=SCALED),
     "adam-tries": Experiment("selected", ("shared",), TUNED, tries=RATES),
@@ -97,7 +101,8 @@ def plan(seeds: list[int], epochs: int) -> list[dict]:
         protocol, structures, dial, more, data, control, tries = experiment
         own = name if more or control or data != DATA or tries != ("",) else protocol
         mine = seeds if tries == ("",) else TUNING_SEEDS
-        after = ["--seeds", ",".join(map(str, mine)), "--epochs", str(epochs), *more.split()]
+        length = max(1, epochs // 2) if data in PLANTED else epochs  # smaller, and soon learned
+        after = ["--seeds", ",".join(map(str, mine)), "--epochs", str(length), *more.split()]
         after += SELECTED.split() if protocol == "selected" else []
         after += ["--data", data] if data != DATA else []
         for structure, weights, tried in itertools.product(structures, dial, tries):
@@ -121,7 +126,7 @@ def plan(seeds: list[int], epochs: int) -> list[dict]:
             if control:
                 stack |= {"control": control, "mirrors": mirrored}
             arguments = [*flags, *weigh, *after, *tried.split()]
-            stacks.append({**stack, "arguments": arguments, "runs": len(mine), "epochs": epochs})
+            stacks.append({**stack, "arguments": arguments, "runs": len(mine), "epochs": length})
     return stacks
 
 

@@ -15,7 +15,7 @@ from plot import COLOURS
 from study import design
 from study.design import BASELINES, DIAL_DIMS, PUBLISHED, SETTINGS, WEIGHED, WIDTH, label
 from study.numbers import SIDES, curves_of
-from study.stats import bootstrap_interval, pareto_front
+from study.stats import bootstrap_interval, paired_difference, pareto_front
 
 Arms = dict[str, pd.DataFrame]
 INNER = design.LAMBDAS[1:-1]
@@ -36,7 +36,7 @@ def study_figures(arms: Arms) -> dict[str, Figure]:
     """The figures by name, without those whose experiment isn't there yet."""
     needs = {report_figure: "report", sharing_figure: "selected", weights_figure: "weights"}
     needs |= {pareto_figure: "selected", gradients_figure: "report", faults_figure: "faults"}
-    needs[weighting_figure] = "methods"
+    needs |= {weighting_figure: "methods", related_figure: next(iter(design.PLANTED))}
     there = {name for runs in arms.values() if "experiment" in runs for name in runs.experiment}
     draws = [draw for draw, experiment in needs.items() if experiment in there]
     return {draw.__name__.removesuffix("_figure"): draw(arms) for draw in draws}
@@ -302,4 +302,22 @@ def weighting_figure(arms: Arms) -> Figure:
     axis.set_xticks(range(len(moving)), moving, rotation=20, ha="right", fontsize=9)
     axis.set(title=f"what adapting adds, {design.DATA}", ylabel="difference in log MRR − log MSE")
     legend_below(figure, panels.flat, 6)
+    return figure
+
+
+def related_figure(arms: Arms) -> Figure:
+    """What sharing gains against how related the tasks are, each task at the epoch best for it."""
+    figure, panels = grid(1, 2, (7.5, 3.2))
+    for axis, metric in zip(panels[0], ("mrr", "mse"), strict=True):
+        for f, colour in WEIGHT_COLOURS.items():
+            gains = []
+            for data in design.PLANTED:
+                shared, separate = (arms[f"{data}.{end}.{f}"] for end in design.ENDS)
+                gain = paired_difference(shared[f"own_{metric}"], separate[f"own_{metric}"])
+                gains.append(pd.Series(gain))
+            means(axis, list(design.PLANTED.values()), gains, color=colour, marker="o", label=f)
+        axis.axhline(0, color=MUTED, linewidth=1)
+        axis.set_xlabel("relatedness of the tasks, planted")
+        axis.set_ylabel(f"shared − separate, {AXES[metric]}")
+    legend_below(figure, panels, 2, "λ_F, λ_R being 1 − λ_F")
     return figure

@@ -132,7 +132,7 @@ def study_arms(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
                              among the fixed ratios and among the methods; PLACE as in PLACES
     """
     names = list(design.ARMS.values())
-    for part in ("report", "selected", "temporal", *design.PLACES[1:]):
+    for part in ("report", "selected", "temporal", *design.PLACES[1:], *design.PLANTED):
         names += [f"baselines.{part}.{method}" for method in design.BASELINES]
     names += [f"faults.{fault}" for fault in design.VARIANTS]
     runs = frame.set_index("seed").sort_index()

@@ -30,8 +30,8 @@ from data import load, random_split, temporal_split
 from evaluation import FullRanking, baselines, ranked
 from run_folder import finished_results, load_run, read_resume, write_whole
 from study import faults
-from study.controls import controlled, register, tell_weights
-from study.design import BASELINES, DATA, EXPERIMENTS, TESTED, VARIANTS, WORKERS, plan
+from study.controls import controlled, register, source, tell_weights
+from study.design import BASELINES, DATA, EXPERIMENTS, PLANTED, TESTED, VARIANTS, WORKERS, plan
 from study.records import Results, as_text, provenance, read
 
 ROOT = Path(__file__).parents[1]
@@ -54,7 +54,7 @@ def work(stack: dict, folder: Path) -> None:
     """Compute a stack's lines, in lines.jsonl of a folder; a training goes on where it stopped."""
     die_with_parent()
     if stack["experiment"] == "baselines":
-        lines = baseline_lines(stack["stack"], stack["data"], stack["seeds"])
+        lines = baseline_lines(stack["stack"], stack["data"], stack["seeds"], folder)
     elif stack["experiment"] == "faults":
         lines = faults.run_variant(stack["fault"], stack["seeds"], stack["epochs"])
     else:
@@ -66,6 +66,8 @@ def work(stack: dict, folder: Path) -> None:
 def trained_lines(stack: dict, folder: Path) -> list[dict]:
     register(stack)
     arguments = [*stack["arguments"], "--out", str(folder)]
+    if stack.get("data") in PLANTED:
+        arguments += ["--data", source(stack["data"], folder)]
     wanted, before = resolve(arguments), {}
     with contextlib.suppress(OSError, ValueError):
         before = read_resume(folder)["args"]
@@ -89,7 +91,7 @@ def line_of(stack: dict, result: dict) -> dict:
         line |= result | {"curves": {}}
         return {key: line[key] for key in line if key not in dropped}
     run = load_run(result["folder"])
-    line = stack | run.config | result
+    line = run.config | stack | result  # planted data by their name, no file
     line = {key: line[key] for key in line if key not in dropped}
     tell_weights(line, run.history)
     measured = [row for row in run.history if row["mrr"] is not None]
@@ -135,9 +137,9 @@ def cold_counts(run) -> dict:
     return counts
 
 
-def baseline_lines(stack: str, name: str, seeds: list[int]) -> list[dict]:
+def baseline_lines(stack: str, name: str, seeds: list[int], folder: Path) -> list[dict]:
     """Popularity, global mean and regularised biases, on the training part of every protocol."""
-    data, held = load(name), {"validation_fraction": 0.05}
+    data, held = load(source(name, folder)), {"validation_fraction": 0.05}
     splits = [("selected", seed, random_split(data, seed, **held)) for seed in seeds]
     if name == DATA:
         splits = [("report", seed, random_split(data, seed)) for seed in seeds] + splits

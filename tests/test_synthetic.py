@@ -60,3 +60,29 @@ def test_synthetic_plants_one_taste_in_ranking_and_rating_beyond_popularity_and_
     assert reciprocal_rank(by_neighbours) > 1.3 * reciprocal_rank(by_popularity)
     assert np.mean(remaining**2) < 0.85 * np.mean(test_residuals**2)
     assert np.sort(interacted.sum(0))[-20:].sum() > 0.2 * interacted.sum()  # a popular tenth
+
+
+def test_relatedness_is_how_much_rating_follows_what_ranking_follows():
+    """Of users who chose alike the ratings are alike at 1, and no more than of others at 0."""
+    likeness = []
+    for relatedness in (0.0, 1.0):
+        made = synthetic(300, 100, 9000, seed=2, relatedness=relatedness)
+        rated = np.full((300, 100), np.nan)
+        rated[made.user_ids, made.item_ids] = made.ratings
+        rated -= np.nanmean(rated, 0)
+        rated = np.nan_to_num(rated - np.nanmean(rated, 1, keepdims=True))
+        chosen = np.zeros((300, 100))
+        chosen[made.user_ids, made.item_ids] = 1
+        chosen -= chosen.sum(1, keepdims=True) * chosen.mean(0) / chosen.mean(0).sum()
+        both = [(x @ x.T)[np.triu_indices(300, 1)] for x in (chosen, rated)]
+        likeness.append(np.corrcoef(*both)[0, 1])
+    assert abs(likeness[0]) < 0.05 and likeness[1] > 0.15
+
+
+def test_relatedness_changes_the_ratings_alone():
+    one, other = synthetic(seed=4), synthetic(seed=4, relatedness=0.3)
+    assert np.array_equal(one.user_ids, other.user_ids)
+    assert np.array_equal(one.item_ids, other.item_ids)
+    assert not np.array_equal(one.ratings, other.ratings)
+    with pytest.raises(ValueError, match="relatedness"):
+        synthetic(relatedness=1.1)
