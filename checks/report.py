@@ -25,13 +25,16 @@ def records_text(results: Path) -> dict[str, str]:
     """Every table that doesn't come from the study or the joint model, by name.
 
     They are the sections of tables.md.in: train.py's one line of stdout, the last records of the
-    bench, and the last counts of checks/kill_resume.py and of checks/fuzz_data.py.
+    bench, and the last counts of checks/kill_resume.py, checks/fuzz_data.py and checks/mutate.py.
     """
     line, bench = (results / "main.json").read_text().strip(), read_bench(results / "bench.jsonl")
     ratios, sizes = bench["ratios"], bench["scaling"]["by_interactions"]
     large, whole = sizes["20000000"], sizes["20_000_000, evaluated"]
     told = {"run": json.loads(line), "line": line, "ratios": ratios, "large": large, "whole": whole}
-    told["counts"] = {k: n for each in read(results / "reliability.jsonl") for k, n in each.items()}
+    counts = {k: n for each in read(results / "reliability.jsonl") for k, n in each.items()}
+    counts = {k: n for k, n in counts.items() if k not in ("seed", "seconds", "survivors")}
+    rows = [f"| {k.replace('_', ' ')} | {n:,.0f} |" for k, n in counts.items()]
+    told["counts"] = "\n".join(rows)
     hardware = {bench[kind]["hardware"] for kind in ("ratios", "scaling")}
     told |= {"hardware": ", ".join(sorted(hardware)), "torchjd": bench["torchjd"]}
     told["millions"] = {k: n / 1e6 for k, n in ratios["samples_per_second_at_4096"].items()}
