@@ -157,11 +157,9 @@ class RLW(Weighting, name="rlw"):
     drawn: Tensor | None = None  # (R, steps, 2), the epoch's weights
 
     def epoch_start(self, epoch, steps):
-        device, normals = self.ones.device, []
-        for seed in self.seeds:
-            stream = random_stream(seed, "weights", epoch, device)
-            normals.append(torch.randn(steps, 2, generator=stream, device=device))
-        drawn = torch.stack(normals).double().softmax(-1)
+        streams = [random_stream(seed, "weights", epoch) for seed in self.seeds]
+        normals = torch.stack([torch.randn(steps, 2, generator=stream) for stream in streams])
+        drawn = normals.double().softmax(-1).to(self.ones.device)
         self.drawn = drawn if self.drawn is None else self.drawn.copy_(drawn)
         self.state["step"].zero_()
 

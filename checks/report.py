@@ -1,6 +1,6 @@
-"""The README's tables of speed and output, RELIABILITY.md's counts, and the scaling figure.
+"""The README's tables of speed and output, those of RELIABILITY.md and SCALE.md, and a figure.
 
-python -m checks.report     # of results/bench.jsonl, main.json and reliability.jsonl
+python -m checks.report     # of results/bench.jsonl, scale.jsonl, main.json, reliability.jsonl
 """
 
 import json
@@ -17,7 +17,7 @@ from study.records import read, write_blocks
 from study.report import sections
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ("README.md", "RELIABILITY.md")
+DOCUMENTS = ("README.md", "RELIABILITY.md", "SCALE.md")
 TABLES = Path(__file__).with_name("tables.md.in")
 
 
@@ -40,7 +40,52 @@ def records_text(results: Path) -> dict[str, str]:
     told["millions"] = {k: n / 1e6 for k, n in ratios["samples_per_second_at_4096"].items()}
     told["growth"] = large["seconds_per_million"] / sizes["1000000"]["seconds_per_million"]
     told["gib"] = whole["peak_mib"] / 1024
-    return sections(TABLES.read_text(encoding="utf-8").format(**told))
+    told["scale"] = scale = read_bench(results / "scale.jsonl")
+    for each in scale.values():
+        each["date"] += ", a busy machine" * each.get("busy", False)
+    tables = sections(TABLES.read_text(encoding="utf-8").format(**told))
+    return tables | {"scale_planned": scale_table(scale["sparse"], scale["evaluation"])}
+
+
+SIZES = {  # users, items, interactions, devices
+    "MovieLens 32M": (200_948, 84_432, 32_000_204, 1),
+    "200 million": (10_000_000, 1_000_000, 200_000_000, 1),
+    "a billion on 8 GPUs": (100_000_000, 10_000_000, 1_000_000_000, 8),
+}
+BATCH, DEVICE_BATCH = 256, 65_536  # of a step on a CPU, and of each device's where there are more
+
+
+def scale_table(steps: dict, evaluation: dict) -> str:
+    """Arithmetic on the records "sparse" and "evaluation", for D = 32 and float32.
+
+    A dense step is taken to cost by the rows of the tables, a sparse one by those of its batch, an
+    evaluation by users times items.
+    """
+    columns, dim, gib = {}, steps["dim"], 2**30
+    by_row = steps["seconds"]["dense"] / (steps["users"] + steps["items"])
+    by_pair = evaluation["seconds"]["evaluation"] / evaluation["users"] / evaluation["items"]
+    for name, (users, items, n, devices) in SIZES.items():
+        rows, hours = users + items, n / BATCH / 3600  # of steps of a second
+        table, sent = rows * (dim + 1) * 4 / gib, 6 * DEVICE_BATCH * dim * 4 / 2**20
+        dense, sparse = by_row * rows * hours, steps["seconds"]["sparse"] * hours
+        columns[name] = {
+            "users": f"{users:,}",
+            "items": f"{items:,}",
+            "interactions": f"{n:,}",
+            "their arrays, 28 bytes each, GiB": f"{28 * n / gib:.1f}",
+            "tables and biases, rows · (D + 1) · 4 bytes, GiB": f"{table:.2f}",
+            "with gradients and two moments, dense: 4 of these": f"{4 * table:.2f}",
+            "with two moments, sparse: 3 of these, a device": f"{3 * table / devices:.2f}",
+            "hours an epoch of dense steps of 256, this CPU": f"{dense:,.1f}",
+            "hours an epoch of sparse steps of 256, this CPU": f"{sparse:,.2f}",
+            "hours to rank all items for all users": f"{by_pair * users * items / 3600:,.2f}",
+            "steps an epoch of 65,536 a device": f"{n / DEVICE_BATCH / devices:,.0f}",
+            "rows that a device then exchanges a step, MiB": f"{sent * (1 - 1 / devices):.0f}",
+        }
+    lines = [f"| planned | {' | '.join(columns)} |", "| --- |" + " ---: |" * len(columns)]
+    for label in next(iter(columns.values())):
+        lines.append(f"| {label} | {' | '.join(x[label] for x in columns.values())} |")
+    return "\n".join(lines)
 
 
 def read_bench(path: Path) -> dict[str, dict]:

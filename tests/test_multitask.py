@@ -10,7 +10,6 @@ from small import make_stack, randomise
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import multitask
-import weighting
 from models import RATING_HEADS, random_stream
 from multitask import (
     BATCHES,
@@ -323,11 +322,10 @@ def test_order_negatives_and_masks_are_drawn_on_the_stacks_device(options, monke
         drawn.append(key)
         return random_stream(*key[:3])
 
-    stack = weighted(["rlw", "famo"], **options)
-    for module in (multitask, weighting):
-        monkeypatch.setattr(module, "random_stream", recorded)
+    stack = make_stack(2, **options)
+    monkeypatch.setattr(multitask, "random_stream", recorded)
     stack.run_epoch(0)
-    assert {key[1] for key in drawn} >= {"order", "weights", "dropout"}
+    assert {key[1] for key in drawn} >= {"order", "dropout"}
     assert all(len(key) == 4 and key[3] == stack.device for key in drawn)
 
 
