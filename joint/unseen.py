@@ -6,7 +6,7 @@
 
 Splits, methods, budgets and tests are design.py's. A method's settings are those on record on
 ml-100k, elsewhere those its search chose. A fit is a line of results/unseen.jsonl, a trial one of
-the searches' files: lines already there stand, an interrupted command goes on.
+unseen_tuning.jsonl: lines already there stand, an interrupted command goes on.
 """
 
 import json
@@ -30,8 +30,8 @@ def settings_of(method: str, name: str, results: Path) -> dict | str:
         return on_record
     plan = vars(SEARCHES[method]) | BUDGET | dict(trials=TRIALS, minutes=BUDGETS[name])
     plan |= {"also": [on_record]}
-    path = results / ("tuning.jsonl" if method == "ours" else "baselines_tuning.jsonl")
-    best = ranked(Search(method, name, APART[name], SimpleNamespace(**plan), path, 1).run())[0]
+    search = method, name, APART[name], SimpleNamespace(**plan), results / "unseen_tuning.jsonl"
+    best = ranked(Search(*search, workers=1).run())[0]
     return best["arguments" if method == "ours" else "settings"]
 
 
@@ -50,17 +50,17 @@ def main(argv: list[str] | None = None) -> int:
     try:
         data = load(name)
         settings = {m: settings_of(m, name, options.results) for m in options.methods}
-        done = {(line["data"], line["method"], line["seed"]) for line in records.read(path)}
+        records.append(path, [])  # a place that can't be written to is told now
     except (ValueError, OSError) as error:
         parser.error(str(error))
     for seed in options.seeds or seed_list(UNSEEN[name]):
         for method in options.methods:
-            if (name, method, seed) in done:
+            told = {"experiment": "unseen", "data": name, "method": method, "seed": seed}
+            if any(told.items() <= line.items() for line in records.read(path)):
                 continue
             part = unseen_split(name, data, seed)
             [fit] = fit_and_test(method, data, settings[method], [seed], [part], "test")
-            line = {"experiment": "unseen", "data": name, "method": method, "seed": seed}
-            line |= {"settings": settings[method], "data_sha256": data.sha256} | fit
+            line = told | {"settings": settings[method], "data_sha256": data.sha256} | fit
             library = SEARCHES[method].package or SEARCHES[method].library
             records.append(path, [line | records.provenance("scipy", library)])
             say(f"{name} {method} {seed}: " + json.dumps({m: line[m] for m in ("mrr", "mse")}))

@@ -7,7 +7,6 @@ from checks.synthetic import synthetic
 from data import random_split
 from joint.design import APART, TEST, unseen_split
 
-
 DATA = synthetic(seed=3)
 
 
