@@ -39,7 +39,8 @@ SPECIALISTS = {"ease": "mrr", "fm-implicit": "mse"}  # the best at each task, to
 MEMBERS = 4  # of the ensemble, recipes/ensemble.txt
 
 UNSEEN = {"ml-100k": "1000-1039", "filmtrust": "1000-1019", "ml-latest-small": "1000-1019"}  # seeds
-COMPARED = ("ours", "ease", "als", "popularity", "fm-implicit", "biases")
+RIVALS = {"mrr": ("ease", "als", "popularity"), "mse": ("fm-implicit", "biases")}
+COMPARED = ("ours", *RIVALS["mrr"], *RIVALS["mse"])
 BUDGETS = {"filmtrust": 30, "ml-latest-small": 60}  # minutes of each method's search
 TRIALS = 12  # of each method's search, at most
 TEST, APART = 0.05, {"filmtrust": 0.2, "ml-latest-small": 0.2}  # shares of the rows
