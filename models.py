@@ -395,30 +395,33 @@ class MultiTaskNet(nn.Module):
             of_items = self.history_users, self.by_item.scale
         return of_users, of_items
 
-    def own_part_of_scores(self, user_ids, u, q, keep, of_users, of_items) -> Tensor:
-        """What each pair's own interaction adds to its score: (R, U, n_items).
+    def own_part_of_scores(self, user_ids, place, item_ids, u, q, keep, of_users, of_items):
+        """What interactions themselves add to their scores, by the histories: (R, B).
 
         With a = k ∘ h_j / √n_i and b = g_i / √n_j, k the dropout factors of u_i: left out,
-        (u_i − a) · (q_j − b) would remain. The difference a · q_j + u_i · b − a · b is one product
-        of all users with all items.
+        (u_i − a) · (q_j − b) would remain. The difference is a · q_j + u_i · b − a · b.
 
         Args:
-            user_ids: (R, U); u and keep: (R, U, D_F), u dropped out; q: (R, n_items, D_F).
+            user_ids: (R, U); place, item_ids: (R, B), each interaction's user among them, its item.
+            u and keep: (R, U, D_F), u dropped out; q: (R, n_items, D_F).
             of_users, of_items: as history_parts gives them.
         """
-        left, right = [], []
+        left, right, own = [], [], 0.0
         if of_users:
             h, k = self.ranking_window(of_users[0]), keep * of_users[1]
             left.append(k)
             right.append(h * q)
         if of_items:
-            g = self.ranking_window(self.rows(of_items[0], user_ids))
-            left.append((u * g).sum(-1, keepdim=True))
-            right.append(of_items[1])
+            g, scale = self.ranking_window(self.rows(of_items[0], user_ids)), of_items[1]
+            u_b = self.rows((u * g).sum(-1, keepdim=True), place) * self.rows(scale, item_ids)
+            own = u_b.squeeze(-1)
         if of_users and of_items:
             left.append(-k * g)
-            right.append(h * of_items[1])
-        return torch.bmm(torch.cat(left, -1), torch.cat(right, -1).transpose(1, 2))
+            right.append(h * scale)
+        if of_users:
+            i, j = self.rows(torch.cat(left, -1), place), self.rows(torch.cat(right, -1), item_ids)
+            own = own + (i * j).sum(-1)
+        return own
 
     def ranking_window(self, rows: Tensor) -> Tensor:
         """(..., W) -> (..., D_F)."""

@@ -456,11 +456,8 @@ class Stack:
         u_f, q_f = net.ranking_window(u) * keep, net.ranking_window(q)
         scores = net.scores_of_all(u_f, q_f)
         if options.leave_one_out:
-            size = len(at), scores[0].numel() + 1  # the last for padding
-            picked = torch.zeros(size, dtype=torch.bool, device=at.device)
-            picked.scatter_(1, at.where(batch.real, size[1] - 1), True)
-            own = net.own_part_of_scores(batch.users, u_f, q_f, keep, *parts)
-            scores = torch.where(picked[:, :-1].view_as(scores), scores - own, scores)
+            own = net.own_part_of_scores(batch.users, place, items, u_f, q_f, keep, *parts)
+            scores.view(len(at), -1).scatter_add_(1, at, -own * batch.real)  # of padding: 0
         factorization = LOSSES[options.loss].loss(scores, items, place, batch.real)
 
         vectors = []

@@ -3,11 +3,12 @@
     python -m joint.report
 
 RESULTS.md is joint/RESULTS.md.in with its placeholders filled in, as study/report.py does it, from
-recipe.jsonl, tuning.jsonl, baselines.jsonl and baselines_tuning.jsonl in results/. What isn't there
-yet shows as "—", and the command says what computes it.
+unseen.jsonl, recipe.jsonl, tuning.jsonl, baselines.jsonl and baselines_tuning.jsonl in results/.
+What isn't there yet shows as "—", and the command says what computes it.
 
     {best.mrr}               0.1498    the mean over the splits; of the temporal {temporal.best.mrr}
     {best.lead.mrr:t}        +0.0021 [−0.0038, +0.0081]    a difference, see Difference
+    {unseen.ml-100k.mrr}     ahead     on unseen splits, by the corrected test
     {table: ranking}         a whole table, on a line of its own
 """
 
@@ -19,17 +20,28 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from arguments import Parser, pick
-from joint.design import ARMS, MEMBERS, METRICS, ROOT, SPECIALISTS, TARGETS, TEMPORAL, label
+from arguments import Parser, pick, seed_list
+from joint.design import (
+    ARMS,
+    METRICS,
+    OVERLAP,
+    RIVALS,
+    ROOT,
+    SPECIALISTS,
+    TARGETS,
+    TEMPORAL,
+    UNSEEN,
+    label,
+)
 from joint.tune import ranked
 from models import MultiTaskNet, Structure
 from run_folder import write_whole
 from study.records import read, write_blocks
 from study.report import number_text, rendered
-from study.stats import Estimate, markdown_table, paired_difference, show, t_interval
+from study.stats import Estimate, holm, markdown_table, paired_difference, show, t_test
 
 TEMPLATE = Path(__file__).with_name("RESULTS.md.in")
-OURS, SPLITS = ["best", "ensemble"], {"random": "", "temporal": "temporal."}
+SPLITS = {"random": "", "temporal": "temporal."}
 DIGITS = {"mrr": 4, "mse": 4, "ndcg_at_10": 3, "recall_at_10": 3, "fit_seconds": 1}
 
 
@@ -55,7 +67,7 @@ class Difference(Estimate):
             return super().__format__(spec)
         if not len(self.values):
             return "—" if spec == "t" else "not computed yet"
-        bounds = t_interval(self.values)
+        bounds = t_test(self.values)[:2]
         if spec == "t":
             return f"{self} [{', '.join(show(bound, self.digits, '+') for bound in bounds)}]"
         low, high = sorted(self.better * bound for bound in bounds)
@@ -108,7 +120,7 @@ def parameters(line: dict) -> int:
 def run_numbers(runs: Runs) -> dict[str, Estimate | str]:
     """The numbers of the runs by name, "—" while not computed.
 
-    NAME.COLUMN, NAME.METRIC.SEED, NAME.n; NAME.parameters, in millions
+    NAME.COLUMN, NAME.n; NAME.parameters, in millions
     NAME.share.METRIC, .to_best.METRIC   the recipe minus an arm, and the other way round
     NAME.change.METRIC                   an arm minus its reference
     NAME.lead.METRIC                     minus the best specialist
@@ -127,8 +139,6 @@ def run_numbers(runs: Runs) -> dict[str, Estimate | str]:
             pairs |= {"change": (name, against), "lead": (name, rival)}
             for what, pair in pairs.items():
                 told[f"{start}{name}.{what}.{metric}"] = runs.difference(*pair, metric, split)
-            for seed, value in own[metric].items():
-                told[f"{start}{name}.{metric}.{seed}"] = show(value, DIGITS[metric])
     told |= {"best.change.mrr": "", "best.change.mse": ""}
     for line in runs.recipe:
         if "arm" in line and line["lambda_f"] and line["lambda_r"] and line["seed"] == 0:
@@ -137,10 +147,9 @@ def run_numbers(runs: Runs) -> dict[str, Estimate | str]:
         rival = rivals[metric]
         told |= {f"target.{metric}": f"{target:g}", f"rival.{metric}.label": label(rival)}
         told[f"rival.{metric}"] = Estimate(runs.of(rival)[metric], DIGITS[metric])
-        for name in OURS:
-            beyond = runs.of(name)[metric].mean() - target
-            word = "met" if METRICS[metric] * beyond >= 0 else "missed"
-            told[f"{name}.target.{metric}"] = f"{word} ({show(beyond, 5, '+')})"
+        beyond = runs.of("best")[metric].mean() - target
+        word = "met" if METRICS[metric] * beyond >= 0 else "missed"
+        told[f"best.target.{metric}"] = f"{word} ({show(beyond, 5, '+')})"
     return told
 
 
@@ -151,7 +160,7 @@ def cost_numbers(recipe: list[dict]) -> dict[str, Estimate | str]:
     share = seconds.joint / seconds[[*SPECIALISTS]].sum()
     told = {f"cost.{name}": show(value, 1) for name, value in seconds.items()}
     told["best.fit_seconds"] = told["cost.joint"]  # a stack's share of its own would be no fit's
-    return told | {"cost.share": show(share, 2), "cost.ensemble": show(MEMBERS * share, 2)}
+    return told | {"cost.share": show(share, 2)}
 
 
 def search_numbers(tuning: list[dict], specialists: list[dict]) -> dict[str, Estimate | str]:
@@ -200,15 +209,54 @@ def results_tables(runs: Runs, numbers: dict) -> dict[str, str]:
     later = [*TEMPORAL, *runs.ranked("mrr", "temporal"), *runs.ranked("mse", "temporal")]
     mrr, mse, seconds = {"MRR": "mrr:sd"}, {"MSE": "mse:sd"}, {"seconds a fit": "fit_seconds"}
     others = {"NDCG@10": "ndcg_at_10", "Recall@10": "recall_at_10"}
-    splits = {m: {f"split {seed}": f"{m}.{seed}" for seed in range(5)} for m in METRICS}
     changes = mrr | {"MRR, difference": "change.mrr:t"} | mse | {"MSE, difference": "change.mse:t"}
     return {
-        "ranking": table(methods(OURS + rank), mrr | splits["mrr"] | others | seconds),
-        "rating": table(methods(OURS + rate), mse | splits["mse"] | seconds),
+        "ranking": table(methods(["best", *rank]), mrr | others | seconds),
+        "rating": table(methods(["best", *rate]), mse | seconds),
         "ablation": table(arms, changes | {"million parameters": "parameters"}, "arm"),
         "temporal": table(methods(later, "temporal."), {"runs": "n"} | mrr | mse | others),
-        "readme_joint": table(methods(OURS + rank[:2] + rate[:2]), mrr | mse | seconds),
     }
+
+
+def unseen(lines: list[dict]) -> tuple[dict[str, str], dict[str, str]]:
+    """Of the unseen splits: how many there are, what each comparison says; and the tables.
+
+    A comparison is of the splits that every method of its task has. Where a specialist is ahead, it
+    stands first.
+    """
+    columns = ["data", "seed", "method", *METRICS]
+    runs = pd.DataFrame(lines, columns=columns).astype(dict.fromkeys(METRICS, float))
+    numbers, compared, tests, levels = {}, [], [], []
+    for (name, seeds), metric in product(UNSEEN.items(), METRICS):
+        own = runs[runs.data == name].pivot(index="seed", columns="method", values=metric)
+        own, up = own.reindex(columns=["ours", *RIVALS[metric]]).dropna(), METRICS[metric]
+        if own.empty:
+            numbers[f"unseen.{name}.{metric}"], tests = "not computed yet", [*tests, np.nan]
+        else:
+            rival = (own.drop(columns="ours").mean() * up).idxmax()
+            change = Difference((own.ours - own[rival]).to_numpy(), 4, "+", up)
+            *bounds, p = t_test(change.values, OVERLAP[name])
+            told = [name, metric.upper(), f"{len(own)} of {len(seed_list(seeds))}"]
+            told += [show(own.ours.mean(), 4), f"{label(rival)}, {show(own[rival].mean(), 4)}"]
+            told += [f"{change:t}", f"[{', '.join(show(bound, 4, '+') for bound in bounds)}]"]
+            compared.append((len(tests), metric, told, f"{change:lead}"))
+            tests.append(p)
+        numbers[f"unseen.{name}.n"] = f"{len(own)} of {len(seed_list(seeds))}"
+        for method in own if len(own) else ():
+            levels.append([name, label(method), metric.upper(), f"{Estimate(own[method], 4):sd}"])
+    rows, adjusted = [], holm(tests)
+    for k, metric, told, plain in compared:
+        word = plain if adjusted[k] < 0.05 else "not settled"
+        numbers[f"unseen.{told[0]}.{metric}"] = word
+        p = "< 0.0001" if adjusted[k] < 1e-4 else show(adjusted[k], 4)
+        rows.append([*told, p, f"{plain}; {word}"])
+    rows.sort(key=lambda cells: "behind" not in cells[-1])
+    heads = ["data", "metric", "splits", "joint model", "best specialist", "difference, plain"]
+    heads += ["corrected", "Holm's p", "plainly; corrected"]
+    table = markdown_table(heads, rows, 2)
+    heads = ["data", "method", "metric", "mean ± deviation"]
+    levels = markdown_table(heads, levels, 3)
+    return numbers, {"unseen": table, "readme_joint": table, "unseen_levels": levels}
 
 
 def documents(results: Path) -> tuple[str, dict[str, str], list[str]]:
@@ -217,12 +265,17 @@ def documents(results: Path) -> tuple[str, dict[str, str], list[str]]:
     searches = [read(results / f"{name}.jsonl") for name in ("tuning", "baselines_tuning")]
     numbers = run_numbers(runs) | cost_numbers(runs.recipe) | search_numbers(*searches)
     tables = results_tables(runs, numbers)
+    apart = unseen(read(results / "unseen.jsonl"))
+    numbers, tables = numbers | apart[0], tables | apart[1]
     there = {
         "recipe": {*ARMS} <= {*runs.frame.name} and any("seconds" in x for x in runs.recipe),
         "baselines": runs.frame.method.notna().any(),
         "tune --out results": searches[0],
         "tune --out results --method ease, and so on": searches[1],
     }
+    for name in UNSEEN:
+        done, _, planned = numbers[f"unseen.{name}.n"].split()
+        there[f"unseen --data {name}"] = done == planned
     lacking = [f"python -m joint.{command}" for command, done in there.items() if not done]
     return rendered(numbers, TEMPLATE, tables), tables, lacking
 

@@ -64,6 +64,28 @@ def told(method: str, settings: dict) -> dict | str:
     return " ".join(SEARCHES["ours"].arguments.format(**words).split())
 
 
+def fit_and_test(method: str, data, settings, seeds, parts, held_out: str) -> list[dict]:
+    """Train on each part's training rows, ours as one stack: metrics on those held out, seconds."""
+    if method != "ours":
+        torch.set_num_threads(1)
+        test = partial(baselines.fit_and_test, method, data, settings=settings)
+        pairs = [(part.train, getattr(part, held_out)) for part in parts]
+        return [test(seed, *pair) for seed, pair in zip(seeds, pairs, strict=True)]
+    args = resolve(shlex.split(settings))
+    weights = dict(lambda_f=args["lambda_f"][0], lambda_r=args["lambda_r"][0])
+    train.set_machine(args)
+    cpu, wall = time.process_time(), time.perf_counter()
+    stack = train.make_stack(args, data, [dict(seed=seed, **weights) for seed in seeds], parts)
+    for epoch in range(args["epochs"]):
+        stack.run_epoch(epoch)
+    seconds = dict(cpu_seconds=time.process_time() - cpu, fit_seconds=time.perf_counter() - wall)
+    seconds = {name: each / len(parts) for name, each in seconds.items()}
+    return [
+        metrics | seconds
+        for metrics in train.make_evaluator(args, data, parts, held_out, "train")(stack.net)
+    ]
+
+
 def trial(method: str, source: str, apart: float, settings, first: int, folds: int) -> dict:
     """Train settings on folds, from the first, and validate; what a line says of it.
 
@@ -73,25 +95,13 @@ def trial(method: str, source: str, apart: float, settings, first: int, folds: i
     split, size = random_split(data, 0, apart), len(random_split(data, 0).test)
     split = Split(split.train, split.validation, split.test[:size])
     parts = validation_folds(split, PARTS)[first : first + folds]
+    metrics = fit_and_test(method, data, settings, seeds, parts, "validation")
+    line = {"experiment": "tuning", "arguments": settings}
     if method == "ours":
-        line, args = {"experiment": "tuning", "arguments": settings}, resolve(shlex.split(settings))
-        weights = dict(lambda_f=args["lambda_f"][0], lambda_r=args["lambda_r"][0])
-        train.set_machine(args)
-        before, wall = time.process_time(), time.perf_counter()
-        stack = train.make_stack(args, data, [dict(seed=seed, **weights) for seed in seeds], parts)
-        for epoch in range(args["epochs"]):
-            stack.run_epoch(epoch)
-        line["cpu_seconds_a_fold"] = (time.process_time() - before) / folds
-        line["fit_seconds"] = [(time.perf_counter() - wall) / folds] * folds
-        metrics = train.make_evaluator(args, data, parts, "validation", "train")(stack.net)
+        line["cpu_seconds_a_fold"] = metrics[0]["cpu_seconds"]
     else:
-        torch.set_num_threads(1)
-        test = partial(baselines.fit_and_test, method, data, settings=settings)
-        metrics = [
-            test(seed, part.train, part.validation) for seed, part in zip(seeds, parts, strict=True)
-        ]
         line = {"experiment": "baselines_tuning", "settings": settings}
-        line["fit_seconds"] = [fold["fit_seconds"] for fold in metrics]
+    line["fit_seconds"] = [fold["fit_seconds"] for fold in metrics]
     own = {name: [fold[name] for fold in metrics] for name in METRICS}
     finite = all(math.isfinite(x) for values in own.values() for x in values if x is not None)
     line |= own if finite else dict.fromkeys(METRICS, [None] * folds)

@@ -18,7 +18,7 @@ from study.stats import (
     pareto_front,
     show,
     signed_rank_test,
-    t_interval,
+    t_test,
 )
 
 
@@ -41,9 +41,20 @@ def test_the_bootstrap_interval_covers_a_known_mean_as_often_as_it_says(n):
 def test_intervals_of_the_mean_are_scipys_and_of_one_value_there_are_none():
     sample = np.random.default_rng(2).normal(5, 1, 200)
     expected = scipy_stats.ttest_1samp(sample, 0).confidence_interval()
-    assert t_interval(sample) == pytest.approx(expected)
+    assert t_test(sample)[:2] == pytest.approx(expected)
     assert bootstrap_interval(sample) == pytest.approx(expected, abs=0.02)
-    assert np.isnan([t_interval(sample[:1]), bootstrap_interval(sample[:1])]).all()
+    assert np.isnan([t_test(sample[:1])[:2], bootstrap_interval(sample[:1])]).all()
+
+
+def test_the_corrected_t_test_holds_its_level_where_values_correlate_by_the_overlap():
+    rng = np.random.default_rng(4)
+    common, own = rng.normal(size=(4000, 1)), rng.normal(size=(4000, 20))
+    rejected = []
+    for rho in (0.0, 0.25):
+        tests = np.array([t_test(x, rho) for x in 0.5 * common + 0.75**0.5 * own])
+        assert ((tests[:, 2] < 0.05) == (tests[:, :2].prod(1) > 0)).all()  # 0 is outside
+        rejected.append((tests[:, 2] < 0.05).mean())
+    assert rejected[0] > 0.4 and 0.04 < rejected[1] < 0.06
 
 
 def test_the_signed_rank_test_is_exact_by_enumeration():
