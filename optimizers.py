@@ -22,6 +22,7 @@ class Flat:
         self.values = torch.cat([parameter.data.flatten() for parameter in self.parameters])
         self.grads = torch.zeros_like(self.values)
         self.rating_grads: Tensor | None = None  # rating's part of them, for moments of its own
+        self.stepped = [slice(None)]  # the parts of flat memory that this process steps on
         views = self.views(self.values), self.views(self.grads)
         for parameter, value, slope in zip(self.parameters, *views, strict=True):
             parameter.data, parameter.grad = value, slope
@@ -29,7 +30,8 @@ class Flat:
         self.own = net.ranking_dim - net.shared_dims, net.rating_dim - net.shared_dims
 
     def clear(self) -> None:
-        self.grads.zero_()
+        for part in self.stepped:
+            self.grads[part].zero_()
         if self.rating_grads is not None:
             self.rating_grads.zero_()
 
@@ -143,7 +145,9 @@ class Adam:
     def _kernel(self, grads: Tensor, decay: float, moments: str = "") -> None:
         mean, square, steps = (self.state[f"{moments}{x}"] for x in ("mean", "square", "steps"))
         steps.add_(1)
-        tensors = [self.values], [grads], [mean], [square], [], [steps]
+        parts, flats = self.memory.stepped, (self.values, grads, mean, square)
+        tensors = [[flat[part] for part in parts] for flat in flats]
+        tensors += [[], [steps] * len(parts)]
         betas, flags = dict(beta1=0.9, beta2=0.999), dict(amsgrad=False, maximize=False)
         rate = dict(lr=self.lr, weight_decay=decay)
         torch._fused_adamw_(*tensors, **rate, **betas, eps=1e-8, **flags)
