@@ -36,7 +36,11 @@ def group() -> Iterator[None]:
         return
     # Nothing is late: a process that ends breaks its connections.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(days=30))
+    store, own, several = next(dist.rendezvous("env://"))
+    # torchrun's store outlives a restart: of the group before it holds addresses that are gone.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store, named = dist.PrefixStore(f"attempt {attempt}", store), dict(rank=own, world_size=several)
+    dist.init_process_group(backend, store=store, timeout=timedelta(days=30), **named)
     try:
         yield
     finally:
