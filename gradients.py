@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from distributed import Whole
 from models import MLP, MultiTaskNet
 from optimizers import Flat
 
@@ -39,6 +40,7 @@ def covers(stack) -> bool:
         and not (options.compile or options.sparse)
         and not (options.ranking_dropout or options.rating_dropout)
         and not stack.weighting.split
+        and not (stack.weighting.apart and type(stack.part) is not Whole)  # of whole gradients
     )
 
 
@@ -63,6 +65,7 @@ def proved(stack, batches: list | None = None) -> bool:
         first = batches or stack.opening
         some = joined(first, max(LEAST, stack.train.shape[1] // 256))  # about 2% of an epoch
         twin = copy.copy(stack)
+        twin.part = Whole()
         twin.net = copy.deepcopy(stack.net).double()
         twin.memory = Flat(twin.net)
         problem, stream = differs(twin, some), torch.Generator().manual_seed(0)
@@ -172,11 +175,13 @@ def pairwise_step(stack, batch) -> tuple[Tensor, Tensor, Tensor | None]:
     if net.structure.rating_biases:
         predicted += net.bias_sum(net.rating_bias_tables(), users, items) + net.mean_rating
     error = predicted - batch.ratings
-    losses = torch.stack([factorization, error.square().mean(1)], 1)
+    losses = batch.of_whole(torch.stack([factorization, error.square().mean(1)], 1))
+    losses = stack.part.total(losses)
 
     # One weight a task, now; or where the tasks are kept apart, both at the end.
     (shared, own), apart = stack.weighting.by_losses(losses), stack.weighting.apart
     weights = torch.ones_like(losses) if apart else shared.to(losses)
+    weights = batch.of_whole(weights)
     slope = slope * (weights[:, :1] / size)  # ∂L/∂d, (R, B)
     error = error * (weights[:, 1:] * (2 / size))  # ∂L/∂r̂, (R, B)
 
@@ -278,8 +283,8 @@ class CapturedStep:
 
     def _capture(self, batch) -> None:
         self.inputs = type(batch)(*(part.clone() for part in batch[:4]))
-        state = [x for x in self.stack.state_dict().values() if isinstance(x, Tensor)]
-        saved = [tensor.clone() for tensor in state]
+        state = self.stack.state_dict().items()
+        saved = {name: x.clone() for name, x in state if isinstance(x, Tensor)}
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -290,5 +295,4 @@ class CapturedStep:
         with torch.cuda.graph(self.graph):
             self.outputs = self.stack.step(self.inputs)
         # Neither the warm-up nor the capture may leave a trace in the run.
-        for tensor, value in zip(state, saved, strict=True):
-            tensor.copy_(value)
+        self.stack.load_state_dict(saved)

@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 import gradients
+from distributed import Whole
 from models import MultiTaskNet, Structure, random_stream
 from optimizers import OPTIMIZERS, Flat, make_optimizer
 from weighting import Weightings
@@ -135,6 +136,7 @@ class Batch(NamedTuple):
     negatives: Tensor | None = None  # (R, B), sampled items, of a pairwise loss
     place: Tensor | None = None  # (R, B), each interaction's user within `users`; None: its own
     real: Tensor | None = None  # (R, B), False for padding; None: there is none
+    share: float | Tensor | None = None  # of a part its interactions' share of the whole's, (R, 1)
 
     @property
     def size(self) -> int | Tensor:
@@ -145,6 +147,10 @@ class Batch(NamedTuple):
     def user_ids(self) -> Tensor:
         """(R, B), the user of each interaction."""
         return self.users if self.place is None else self.users.gather(1, self.place)
+
+    def of_whole(self, values: Tensor) -> Tensor:
+        """What a mean over the batch, (R, ...), adds to that over the batch it is a part of."""
+        return values if self.share is None else values * self.share
 
 
 class NegativeSampler:
@@ -398,6 +404,7 @@ class Stack:
         self.rest: Iterator[Batch] | None = None
         self.written_out: bool | None = None  # whether gradients.py steps; None: not settled yet
         self.captured: gradients.CapturedStep | None = None
+        self.part = Whole()  # of each batch, this process's
 
     def batches(self, epoch: int) -> Iterator[Batch]:
         """The epoch's batches, in the order of its steps."""
@@ -501,21 +508,26 @@ class Stack:
         """Fill the gradients of the weighted losses on a batch."""
         self.memory.clear()
         if self.written_out:
-            return Step(*gradients.pairwise_step(self, batch))
-        losses = torch.stack((self.compiled or self.losses)(batch), 1)
-        values = losses.detach()
+            made = Step(*gradients.pairwise_step(self, batch))
+            self.part.add_up(self.memory.grads)
+            return made
+        losses = batch.of_whole(torch.stack((self.compiled or self.losses)(batch), 1))
+        values = self.part.total(losses.detach())
         (shared, own), gram = self.weighting.by_losses(values), None
         if self.weighting.apart:
             tasks = [self.memory.gradients(loss.sum()) for loss in losses.unbind(1)]
+            self.part.add_up(*tasks)
             gram = self.memory.gram(*tasks)
             shared = self.weighting.by_gradients(shared, values, gram)
             self.memory.combine(*tasks, shared, own, self.weighting.per_task_moments)
         else:
             (shared * losses).sum().backward()
+            self.part.add_up(self.memory.grads)
         return Step(values, shared, gram)
 
     def step(self, batch: Batch) -> Step:
         """One optimizer step on a batch."""
+        batch = self.part.of(batch)
         states = [stream.get_state() for stream in self.streams if self.weighting.needs_after]
         made = self.fill_gradients(batch)
         self.optimizer.step()
@@ -523,7 +535,8 @@ class Stack:
             for stream, state in zip(self.streams, states, strict=True):
                 stream.set_state(state)
             with torch.no_grad():
-                self.weighting.after(torch.stack(self.losses(batch), 1))
+                losses = batch.of_whole(torch.stack(self.losses(batch), 1))
+                self.weighting.after(self.part.total(losses))
         return made
 
     def prepare(self) -> None:
@@ -534,7 +547,8 @@ class Stack:
         self._check_scores()
         if self.written_out is None:
             self.written_out = gradients.proved(self)
-        if self.written_out and self.device.type == "cuda" and self.options.schedule == "constant":
+        fixed = self.options.schedule == "constant" and type(self.part) is Whole
+        if self.written_out and self.device.type == "cuda" and fixed:
             self.captured = self.captured or gradients.CapturedStep(self)
         if self.compiled and not self.captured:
             state = {name: x.clone() for name, x in self.weighting.state_dict().items()}
@@ -578,10 +592,10 @@ class Stack:
             batches = chain(first, batches)
             if not gradients.proved(self, first):
                 self.written_out, self.captured = False, None
+        self.part.begin()
         for k, batch in enumerate(batches):
             if k == 0:
-                asked = weighting.moves or weighting.apart
-                if self.options.log_gradients or (asked and not weighting.takes_apart.all()):
+                if self.options.log_gradients or weighting.measures_first:
                     self.draw_from("measured dropout", epoch)
                     measured, gram_of_first = self.measure_gradients(batch)
                 self.draw_from("dropout", epoch)
@@ -596,6 +610,7 @@ class Stack:
                 weights_total.add_(weights)
             if gram is not None:
                 kept.append((gram.clone(), weights.clone()))  # a captured step's are its own
+        self.part.end()
         means = total / self.train.shape[1]
         weighting.epoch_end(epoch, means)
         joint = weighted / self.train.shape[1] if weighting.moves else weighting.shared * means
@@ -640,27 +655,29 @@ class Stack:
         A gradient above 1e19 has an infinite square: its parameter then stands still.
         """
         broken: list[str | None] = [None] * len(self.seeds)
-        flats, kind = {"": self.memory.values}, self.options.optimizer
-        flats |= {f"{kind}'s {x} of ": state for x, state in self.optimizer.state.items()}
-        for told, flat in flats.items():
-            for name, part in self.memory.named(flat).items() if flat.dim() else ():
-                part = part.reshape(len(broken), -1)
-                ends = torch.stack([part.amax(1), part.amin(1)])  # NaN, if any value is
-                for r in (~ends.isfinite().all(0)).nonzero().flatten().tolist():
-                    broken[r] = broken[r] or told + name
+        for name, part in self._named().items():
+            part = part.reshape(len(broken), -1)
+            ends = torch.stack([part.amax(1), part.amin(1)])  # NaN, if any value is
+            for r in (~ends.isfinite().all(0)).nonzero().flatten().tolist():
+                broken[r] = broken[r] or name
         return broken
 
+    def _named(self) -> dict[str, Tensor]:
+        """Parameters and their optimizer's state, by name, as views: (R, ...) each."""
+        flats, kind = {"": self.memory.values}, self.options.optimizer
+        flats |= {f"{kind}'s {x} of ": state for x, state in self.optimizer.state.items()}
+        named = [(of, self.memory.named(flat)) for of, flat in flats.items() if flat.dim()]
+        return {of + name: part for of, parts in named for name, part in parts.items()}
+
     def state_dict(self) -> dict[str, Tensor | bool | None]:
-        """All that going on needs besides the arguments."""
-        return {
-            "written_out": self.written_out,
-            "parameters": self.memory.values,
-            **self.optimizer.state,
-            **self.weighting.state_dict(),
-        }
+        """All that going on needs besides the arguments, (R, ...) each but what isn't a run's."""
+        steps = {name: x for name, x in self.optimizer.state.items() if not x.dim()}
+        state = {"written_out": self.written_out, **steps, **self._named()}
+        return state | self.weighting.state_dict()
 
     def load_state_dict(self, state: dict[str, Tensor | bool | None]) -> None:
         """Go on from a state; what computes the gradients stays as it is settled."""
+        self.weighting.load_state_dict(state)
         for name, tensor in self.state_dict().items():
             if isinstance(tensor, Tensor):
                 tensor.copy_(state[name])

@@ -24,6 +24,7 @@ class Flat:
         self.values = torch.cat([parameter.data.flatten() for parameter in self.parameters])
         self.grads = None if sparse else torch.zeros_like(self.values)
         self.rating_grads: Tensor | None = None  # rating's part of them, for moments of its own
+        self.stepped = [slice(None)]  # the parts of flat memory that this process steps on
         slopes = [None] * len(self.names) if sparse else self.views(self.grads)
         parts = zip(self.parameters, self.views(self.values), slopes, strict=True)
         for parameter, value, slope in parts:
@@ -36,7 +37,8 @@ class Flat:
             for parameter in self.parameters:
                 parameter.grad = None
             return
-        self.grads.zero_()
+        for part in self.stepped:
+            self.grads[part].zero_()
         if self.rating_grads is not None:
             self.rating_grads.zero_()
 
@@ -149,7 +151,9 @@ class Adam:
 
     def _kernel(self, grads: Tensor, decay: float, moments: str = "") -> None:
         mean, square, steps = (self.state[f"{moments}{x}"] for x in ("mean", "square", "steps"))
-        self._update([(self.values, grads, mean, square, steps.add_(1))], decay)
+        steps.add_(1)
+        flats = self.values, grads, mean, square
+        self._update([(*(x[part] for x in flats), steps) for part in self.memory.stepped], decay)
 
     def _update(self, parts: list[tuple[Tensor, ...]], decay: float = 0.0) -> None:
         """Of values, gradient, mean, square and steps each."""

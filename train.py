@@ -3,6 +3,7 @@
     python train.py --shared --lambda-f 0.99 --lambda-r 0.01            # one run
     python train.py --separate --seeds 0-9                              # ten runs as one stack
     python train.py --resume runs/NAME                                  # go on where it stopped
+    torchrun --nproc-per-node 2 train.py --shared --seeds 0-15          # by two processes
 
 Each run leaves a folder (see run_folder.py): look at it with `tensorboard --logdir runs`, draw it
 with `python plot.py runs/NAME`. The last line on stdout is the result as JSON, the rest goes to
@@ -18,7 +19,7 @@ import signal
 import sys
 import threading
 import time
-from contextlib import redirect_stderr, redirect_stdout, suppress
+from contextlib import ExitStack, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 
 if __name__ == "__main__":  # Ctrl-C while modules are imported: an end without a traceback
@@ -28,6 +29,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+import distributed
 import run_folder
 from arguments import pick, resolve
 from data import Interactions, Split, load, random_split, temporal_split
@@ -55,7 +57,9 @@ def set_machine(args: dict) -> None:
         has = f"as well as {', '.join(cuda)}" if cuda else "this machine has no CUDA device"
         raise ValueError(f"--device {args['device']} isn't there: use cpu; {has}")
     if args["device"] != "cpu":
-        torch.cuda.set_device(torch.device(args["device"]).index or 0)
+        own = int(os.environ.get("LOCAL_RANK", 0)) % len(cuda)  # of torchrun's processes, each its
+        index = torch.device(args["device"]).index
+        torch.cuda.set_device(own if index is None else index)
     torch.set_num_threads(args["threads"])
     # Adam's averages of a row that is seldom drawn decay below 1e-38, where the CPU crawls.
     torch.set_flush_denormal(True)
@@ -181,17 +185,23 @@ class Training:
         if rated and np.ptp(self.data.ratings) == 0:
             told = f"{args['data']} has no rating but {self.data.ratings[0]:g}"
             raise ValueError(f"{told}: nothing to learn of it, give --lambda-r 0")
-        self.runs = run_folder.plan_runs(args)
+        self.planned = run_folder.plan_runs(args)
+        trained, written = distributed.shares(len(self.planned))
+        self.runs = self.planned[written]
         # Runs of one split hold one object, whose baselines are computed once.
         clip = args["clip_ratings"]
         split = functools.cache(lambda seed: make_split(args, data, seed))
         one = args["split"] == "temporal" or args["split_seed"] is not None
-        self.splits = [split(0 if one else run["seed"]) for run in self.runs]
+        self.splits = [split(0 if one else run["seed"]) for run in self.planned[trained]]
         self.baselines = functools.cache(lambda split: baselines(data, split, clip))
-        self.stack = make_stack(args, self.data, self.runs, self.splits)
+        self.stack = make_stack(args, self.data, self.planned[trained], self.splits)
+        if distributed.size() > len(self.planned):
+            self.stack.part = distributed.Part(self.stack)
+        self.stack.weighting.log_for(args["weighting"])  # in each process's histories the same
         if state and state["data_sha256"] != data.sha256:
             raise ValueError(f"{args['data']} is no longer the data that {self.out} began on")
         if state:
+            state = distributed.picked(state, args["ensemble"], self.planned)
             self.check(state)
         try:
             self.stack.prepare()
@@ -200,12 +210,13 @@ class Training:
                 raise
             say(f"--compile: going on without, {str(error).splitlines()[0]}")
             args["compile"] = False
-            self.stack = make_stack(args, data, self.runs, self.splits)
+            self.stack = make_stack(args, data, self.planned[trained], self.splits)
             self.stack.prepare()
         if state:
             self.stack.load_state_dict(state["stack"])
         self.state = state or {
             "args": args,
+            "launcher": distributed.launcher(),
             "data_sha256": data.sha256,
             "epoch": 0,
             "train_seconds": 0.0,
@@ -215,12 +226,14 @@ class Training:
             "best": [None] * len(self.runs),  # metrics, and with --select the parameters
             "failed": {},  # by run: where and when it stopped being finite
         }
-        self.saved, self.folders = self.epoch, []
+        self.saved, self.folders, self.begun = self.epoch, [], False
 
     def check(self, state: dict) -> None:
         """Raise ValueError for a state that isn't this code's, or no longer whole."""
-        began, now = state["configs"][0], run_folder.commit()
-        if any(began.get(name) != value for name, value in now.items()):
+        now = run_folder.commit()
+        for began in state["configs"][:1]:
+            if all(began.get(name) == value for name, value in now.items()):
+                break
             say(f"commit {began['commit']} began this, {now['commit']} goes on with it")
         told, saved, code = f"--resume {self.out}: ", state.get("code", {}), self.code()
         other = [name for name in saved | code if saved.get(name) != code.get(name)]
@@ -243,7 +256,7 @@ class Training:
         """By name what an edit can change of what is saved: shapes, their order, columns."""
         named = dict(self.stack.net.named_parameters())
         states = {name: x for name, x in self.stack.state_dict().items() if torch.is_tensor(x)}
-        shapes = {name: list(x.shape) for name, x in (named | states).items()}
+        shapes = {name: list(x.shape[1:]) for name, x in (named | states).items()}
         return shapes | {"the order of parameters": list(named), "the curves": run_folder.CURVES}
 
     @torch.no_grad()
@@ -256,12 +269,15 @@ class Training:
     def begin(self, folders: list[Path]) -> None:
         """Open the runs' folders, of a new command with a first checkpoint, in the place of what it
         replaces in ``folders``. If that fails nothing has changed."""
+        first, self.begun = distributed.rank() == 0, True
         try:
-            if self.new:
-                run_folder.set_aside(self.out, folders)
-            parts = self.state["configs"], self.splits, self.state["histories"]
-            for run, *own in zip(self.runs, *parts, strict=True):
-                self.folders.append(RunFolder(run["folder"], *own))
+            with distributed.agreed():
+                if self.new and first:
+                    run_folder.set_aside(self.out, folders)
+            with distributed.agreed():
+                parts = self.state["configs"], self.splits, self.state["histories"]
+                for run, *own in zip(self.runs, *parts, strict=False):
+                    self.folders.append(RunFolder(run["folder"], *own))
             if self.new:
                 self.save()
         except BaseException:
@@ -270,12 +286,15 @@ class Training:
                     folder.close()
             raise
         finally:
-            run_folder.settle(self.out)
+            if first:
+                run_folder.settle(self.out)
 
     @functools.cached_property
-    def evaluators(self) -> tuple[Evaluator, Evaluator | None]:
-        """Of the test and the validation part, made after the first steps."""
+    def evaluators(self) -> tuple[Evaluator | None, Evaluator | None]:
+        """Of the test and the validation part, made after the first steps, where runs are told."""
         parts, validate = (self.args, self.data, self.splits), None
+        if not self.runs:
+            return None, None
         if self.args["validation"]:
             validate = make_evaluator(*parts, "validation", "train")
         return make_evaluator(*parts, "test", "train", "validation"), validate
@@ -287,9 +306,9 @@ class Training:
 
     def train(self) -> list[dict]:
         """Train to the last epoch; the result of each run, in order."""
-        if not self.folders:
+        if not self.begun:
             self.begin(run_folder.command_folders(self.args))
-        epochs, failed = self.args["epochs"], self.state["failed"]
+        epochs, failed, largest = self.args["epochs"], self.state["failed"], distributed.largest
         parts = vars(self.splits[0]).items()
         sizes = ", ".join(f"{len(rows):,} {part}" for part, rows in parts if len(rows))
         say(f"data: {self.data}; {self.args['split']} split: {sizes}")
@@ -297,20 +316,22 @@ class Training:
             say(f"each step updates all {rows:,} rows: --sparse, another algorithm, those touched")
         bar = tqdm(total=epochs, initial=self.epoch, unit="epoch", file=sys.stderr)
         with bar, StopSignals() as stop:
-            while self.epoch < epochs and len(failed) < len(self.runs):
+            while self.epoch < epochs and largest(len(self.runs) - len(failed)):
                 self.train_epoch(bar)
-                if stop.received or self.epoch % self.args["checkpoint_every"] == 0:
+                received = largest(stop.received or 0)
+                if received or self.epoch % self.args["checkpoint_every"] == 0:
                     self.save()
-                if stop.received and self.epoch < epochs:
+                if received and self.epoch < epochs:
                     say(
                         f"stopped after epoch {self.epoch}; go on with "
                         f"python train.py --resume {self.out}"
                     )
-                    sys.exit(128 + stop.received)
+                    sys.exit(128 + received)
         self.save()
-        results = [self.finish(r) for r in range(len(self.runs))]
-        run_folder.settle(self.out)
-        return results
+        results = distributed.gathered([self.finish(r) for r in range(len(self.runs))])
+        if results:
+            run_folder.settle(self.out)
+        return [result for some in results for result in some]
 
     def train_epoch(self, bar: tqdm) -> None:
         state, epoch, start = self.state, self.epoch, time.perf_counter()
@@ -321,7 +342,8 @@ class Training:
             test, validate = self.evaluators
             start = time.perf_counter()
             self.stack.net.eval()
-            tests = test(self.stack.net)
+            if test:
+                tests = test(self.stack.net)
             checks = validate(self.stack.net) if validate else None
             seconds["eval_seconds"] = time.perf_counter() - start
         for name, value in seconds.items():
@@ -399,8 +421,9 @@ class Training:
                 folder.save_parameters(self.returned(r))
         self.state |= {"stack": self.stack.state_dict(), "code": self.code()}
         self.state["losses"] = self.losses_of_a_batch()
-        content = run_folder.saved_bytes(torch.save, self.state)
-        run_folder.write_whole(self.out / "resume.pt", content)
+        if whole := distributed.merged(self.state):
+            content = run_folder.saved_bytes(torch.save, whole)
+            run_folder.write_whole(self.out / "resume.pt", content)
         self.saved = self.epoch
 
     def finish(self, r: int) -> dict:
@@ -411,7 +434,7 @@ class Training:
             return run | failure
         best = self.state["best"][r].items()
         result = run | {k: v for k, v in best if k not in ("value", "parameters")}
-        result |= {"epochs": self.epoch, "stack_size": len(self.runs)}
+        result |= {"epochs": self.epoch, "stack_size": len(self.planned)}
         result |= {name: self.state[name] for name in ("train_seconds", "eval_seconds")}
         result |= {"baselines": self.baselines(self.splits[r])}
         result |= {"folder": str(folder.folder), "run_id": folder.run_id}
@@ -492,7 +515,7 @@ def main(argv: list[str] | None = None) -> int:
         pass  # get its number, and what is told with it
     os.close(free)
     out = Unfailing(sys.stdout)
-    with redirect_stdout(out), redirect_stderr(Unfailing(sys.stderr)):
+    with distributed.group(), redirect_stdout(out), redirect_stderr(told_by_first(sys.stderr)):
         try:
             code = command(sys.argv[1:] if argv is None else argv)
         except KeyboardInterrupt:
@@ -507,31 +530,55 @@ def quiet_writers(problem) -> None:
         threading.__excepthook__(problem)
 
 
+def told_by_first(stream) -> Unfailing:
+    """Of several processes the others tell nothing but the errors that are theirs alone."""
+    return Unfailing(None if distributed.rank() else stream)
+
+
+def claim(argv: list[str], held: ExitStack) -> tuple[dict, dict | None, list[dict] | None]:
+    """A command's arguments, the state that it goes on from, and its results if it is finished.
+
+    Its folder is its own as long as ``held`` is open.
+    """
+    args = resolve(argv, __doc__)
+    out, state, results = Path(args.get("resume") or args["out"]), None, None
+    held.enter_context(run_folder.owned(out))
+    if "resume" in args:
+        state = run_folder.read_resume(out)
+    elif distributed.restarted() and (out / "resume.pt").is_file():
+        begun = run_folder.read_resume(out)
+        state = begun if begun["launcher"] == distributed.launcher() else None
+    if state:
+        args, results = state["args"], run_folder.finished_results(state)
+    folders = run_folder.command_folders(args)
+    run_folder.check_free(out, folders)
+    taken = [] if state else [folder for folder in folders if run_folder.holds_run(folder)]
+    if taken and not args["overwrite"]:
+        raise ValueError(
+            f"{taken[-1]} already holds a run: --overwrite replaces it, "
+            "--resume goes on with it, --out names another folder"
+        )
+    return args, state, results
+
+
 def command(argv: list[str]) -> int:
-    results, state, began, needs = None, None, False, "the data are too large"
+    claimed, began, needs, first = None, False, "the data are too large", distributed.rank() == 0
     try:
-        args = resolve(argv, __doc__)
-        out = Path(args.get("resume") or args["out"])
-        with run_folder.owned(out):
-            if "resume" in args:
-                state = run_folder.read_resume(out)
-                args, results = state["args"], run_folder.finished_results(state)
-            folders = run_folder.command_folders(args)
-            run_folder.check_free(out, folders)
-            taken = [] if state else [folder for folder in folders if run_folder.holds_run(folder)]
-            if taken and not args["overwrite"]:
-                raise ValueError(
-                    f"{taken[-1]} already holds a run: --overwrite replaces it, "
-                    "--resume goes on with it, --out names another folder"
-                )
+        with ExitStack() as held:
+            with distributed.agreed():
+                claimed = claim(argv, held) if first else None
+            args, state, results = distributed.of_first(claimed)
             if results is None:
-                data = load(args["data"], args["columns"], args["titles"])
-                needs = memory_needed(args, data)
-                training = Training(args, state, data)
-                training.begin(folders)
+                with distributed.agreed():
+                    data = load(args["data"], args["columns"], args["titles"])
+                    needs = memory_needed(args, data)
+                    training = Training(args, state, data)
+                training.begin(run_folder.command_folders(args))
                 began = True
                 results = training.train()
     except Exception as error:
+        if not first and (isinstance(error, ConnectionError) or not began):
+            return 2
         told = str(error)
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in told:
             told = f"out of memory: {needs}"
@@ -541,8 +588,11 @@ def command(argv: list[str]) -> int:
             if began or not isinstance(error, ValueError):
                 raise  # a bug
         if began:
-            told += f"; train.py --resume {out} goes on from the last checkpoint"
+            told += f"; train.py --resume {args['out']} goes on from the last checkpoint"
         return fail(told)
+    if not first:
+        return 0
+    out = Path(args["out"])
     say(closing_table(results))
     runs = "the run is in" if len(results) == 1 else f"{len(results)} runs are in folders of"
     say(f"{runs} {args['out']}: plot.py, recommend.py and tensorboard --logdir show them")
@@ -557,7 +607,8 @@ def command(argv: list[str]) -> int:
 
 def fail(message: object) -> int:
     """One line on stderr; the exit code of every error that isn't a bug."""
-    print(f"train.py: error: {' '.join(str(message).split())}", file=sys.stderr)
+    stream = sys.__stderr__ if distributed.rank() else sys.stderr
+    print(f"train.py: error: {' '.join(str(message).split())}", file=stream)
     return 2
 
 

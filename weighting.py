@@ -429,6 +429,11 @@ def parse(text: str) -> tuple[str, dict[str, float]]:
     return name, settings
 
 
+def goes_apart(kind: type[Weighting]) -> bool:
+    """Whether the tasks' gradients are needed apart: else one weighted sum of the losses serves."""
+    return kind.per_task_moments or kind.needs_gram or not kind.weights_own
+
+
 class Weightings:
     """The weighting of each run of a stack: runs of one method and equal parameters go together.
 
@@ -452,20 +457,26 @@ class Weightings:
             if name == "fixed":
                 settings = {"lambdas": torch.as_tensor(lambdas)[runs]}
             group = METHODS[name]([seeds[r] for r in runs], device, **settings)
+            group.told = methods[runs[0]]
             index = torch.tensor(runs, device=device)
             if group.moves:
                 self.groups.append((group, index if len(alike) > 1 else None))
             else:
                 self.shared[index], self.own[index] = group(group.ones)
         kinds = [METHODS[name] for name, _ in parsed]
-        split = [kind.per_task_moments for kind in kinds]
-        # Whether the tasks' gradients are needed apart: else one weighted sum of the losses serves.
-        apart = [k.per_task_moments or k.needs_gram or not k.weights_own for k in kinds]
+        split, apart = [kind.per_task_moments for kind in kinds], [*map(goes_apart, kinds)]
         self.split, self.per_task_moments = any(split), torch.tensor(split, device=device)
         self.apart, self.takes_apart = any(apart), torch.tensor(apart, device=device)
         self.needs_after = any(kind.needs_after for kind in kinds)
-        self.moves = any(kind.moves for kind in kinds)
+        self.log_for(methods)
         self.weighs_own = any(kind.weights_own for kind in kinds)
+
+    def log_for(self, methods: Iterable[str]) -> None:
+        """What to log: weights if one of the methods moves them, the first batch's gradients too
+        unless all methods take the tasks' gradients apart, or none has anything to tell."""
+        kinds = [METHODS[parse(text)[0]] for text in methods]
+        self.moves, apart = any(kind.moves for kind in kinds), [*map(goes_apart, kinds)]
+        self.measures_first = (self.moves or any(apart)) and not all(apart)
 
     def by_losses(self, losses: Tensor) -> tuple[Tensor, Tensor]:
         """Once a step, (R, 2) -> weights of shared and of own parameters, (R, 2).
@@ -507,13 +518,19 @@ class Weightings:
                 group.after(rows(losses.double(), index))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The tensors themselves."""
-        named = [(f"weighting.{k}", group.state) for k, (group, _) in enumerate(self.groups)]
-        return {f"{name}.{part}": x for name, state in named for part, x in state.items()}
+        """By method and name, (R, ...) each, zero in the runs of other methods."""
+        state = {}
+        for group, index in self.groups:
+            for part, x in group.state.items():
+                if index is not None:
+                    x = x.new_zeros(len(self.shared), *x.shape[1:]).index_copy(0, index, x)
+                state[f"{part} of {group.told}"] = x
+        return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        for name, tensor in self.state_dict().items():
-            tensor.copy_(state[name])
+        for group, index in self.groups:
+            for part, x in group.state.items():
+                x.copy_(rows(state[f"{part} of {group.told}"], index))
 
 
 def rows(tensor: Tensor, index: Tensor | None) -> Tensor:

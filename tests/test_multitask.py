@@ -239,7 +239,7 @@ def test_the_losses_of_a_batch_of_users_are_those_of_all_their_interactions(
     options |= dict(user_history=of_users, item_history=of_items, shared_dims=3, batch_size=40)
     stack = make_stack(1, leave_one_out=of_users or of_items, **options)
     batch, net = next(stack.batches(0)), randomise(stack.net, 1 / 3)
-    users, items, ratings, _, place, real = batch
+    users, items, ratings, _, place, real, _ = batch
     losses, who = stack.losses(batch), batch.user_ids[0]
     assert real.all()  # a single run needs no padding
     scores, predicted = net.catalogue_scores(users[0])[0], []

@@ -136,7 +136,7 @@ def test_what_a_run_never_wrote_is_refused(command, one_run, other_run):
         train.load_run("run")
     Path("run/config.json").write_text(told)
     broken, state = parameters("run"), torch.load(one_run / "resume.pt", weights_only=True)
-    for values in (broken["users"], state["stack"]["parameters"]):
+    for values in (broken["users"], state["stack"]["users"]):
         values[0] = float("nan")
     content = run_folder.saved_bytes(torch.save, broken, run_id=config("run")["run_id"])
     Path("run/checkpoint.pt").write_bytes(content)
@@ -260,12 +260,12 @@ class Grown(models.MultiTaskNet):
     "owner, name, value, told",
     [
         (train, "MultiTaskNet", Swapped, "differs in the order of parameters"),
-        (train, "MultiTaskNet", Grown, "differs in parameters, mean, square"),
+        (train, "MultiTaskNet", Grown, "parameters, offset, adam's mean of offset"),
         (
             METHODS["dwa"],
             "starts",
             {"w": (2, 1.0), "last": (2, 0.0), "n": (1, 0.0)},
-            "in weighting.0.n",
+            "differs in n of dwa",
         ),
         (run_folder, "CURVES", ["mrr", "mse", "mrr_first"], "differs in the curves"),
         (multitask, "regression_loss", lambda p, r: ((p - r) ** 2).mean(1) * 1.01, "the losses"),
