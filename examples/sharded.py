@@ -5,7 +5,7 @@
 The tables, a bias in the last column, are sharded by rows over the processes of torch.distributed;
 each step looks up its batch's rows, and in the backward pass every process steps on those it holds.
 The rows looked up stand in the place of a small MultiTaskNet's tables, and `Stack.losses` is what
-trains. Plain descent on the tables, since fbgemm has no Adam on a CPU.
+trains. Plain descent on the tables, the one tried.
 """
 
 import torch
