@@ -46,8 +46,14 @@ from study import records
 
 PARTS, ENOUGH, MOST = 8, 20, 1000  # validation parts there are; trials: enough, at most
 BUDGET = dict(folds=[4, 2, 1], startup=10, at_once=2, finalists=6)  # in place of those on record
-loaded = cache(load)  # once a process
 name_of = partial(json.dumps, sort_keys=True)  # settings, as keys of lines
+
+
+@cache  # once a process
+def loaded(source: str):
+    """The ratings that train.py's --data names; columns and titles may follow as its flags."""
+    args = resolve(["--data", *shlex.split(source)])
+    return load(args["data"], args["columns"], args["titles"])
 
 
 # ---- a trial -------------------------------------------------------------------------------
@@ -244,7 +250,7 @@ def write_recipe(path: Path, source: str, best: dict) -> None:
     got = " and ".join(f"{name.upper()} {fmean(best[name]):.4f}" for name in METRICS)
     text = f"# Chosen by {got} on validation parts inside the training part of seed 0.\n"
     arguments = textwrap.fill(best["arguments"], 98, break_on_hyphens=False)
-    text += f"--data {shlex.quote(source)}\n{arguments}\n"
+    text += f"--data {source}\n{arguments}\n"
     write_whole(path, text.encode())
     train.say(f"python train.py @{path}")
 
@@ -253,6 +259,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m joint.tune", description=__doc__)
     methods, add = ["ours", *baselines.TUNABLE], parser.add_argument
     add("--data", default="ml-100k", help="a named data set, or a ratings file (ml-100k)")
+    add("--columns", help="as train.py has it")
+    add("--titles", help="as train.py has it, for the recipe")
     add("--method", choices=methods, default="ours", help="(ours) %(choices)s")
     add("--minutes", type=number(float, 0), help="of wall time, in all")
     add("--trials", type=number(int, 1), help="of the sampler, at most")
@@ -271,11 +279,14 @@ def main(argv: list[str] | None = None) -> int:
         vars(plan).update(BUDGET, trials=options.trials or MOST)
         plan.also = [" ".join(recipe())] if method == "ours" else []
     try:
-        source = resolve(["--data", options.data])["data"]
+        flags = {name: getattr(options, name) for name in ("columns", "titles")}
+        flags = [word for name, x in flags.items() if x for word in (f"--{name}", x)]
+        source = resolve(["--data", options.data, *flags])["data"]
+        file, source = Path(source).stem, shlex.join([source, *flags])
         path = options.out / ("tuning.jsonl" if method == "ours" else "baselines_tuning.jsonl")
         best = ranked(Search(method, source, options.apart, plan, path, options.workers).run())[0]
         if plan.also:
-            write_recipe(options.out / f"{Path(source).stem}.txt", source, best)
+            write_recipe(options.out / f"{file}.txt", source, best)
     except (ValueError, OSError) as error:
         parser.error(str(error))
     except KeyboardInterrupt:

@@ -149,3 +149,14 @@ def test_a_recipe_is_what_train_takes_and_no_worse_than_the_one_in_use(search, t
     in_use = resolve(["@recipes/best.txt"])
     assert in_use in [resolve(each["arguments"].split()) for each in lines]
     assert abs(math.log(written["lr"] / 0.01)) < abs(math.log(in_use["lr"] / 0.01))
+
+
+def test_the_columns_told_go_with_the_file_into_the_search_and_its_recipe(tmp_path):
+    path = tmp_path / "my ratings.csv"
+    path.write_text("score,iid,uid\n5,b,1\n3,a,2\n")
+    source = tune.shlex.join([str(path), "--columns", "user=uid,item=iid,rating=score"])
+    assert tune.loaded(source).ratings.tolist() == [5, 3]
+    tune.write_recipe(
+        tmp_path / "r.txt", source, {"arguments": "--lr 0.01", "mrr": [1], "mse": [1]}
+    )
+    assert tune.resolve([f"@{tmp_path / 'r.txt'}"])["columns"] == "user=uid,item=iid,rating=score"
