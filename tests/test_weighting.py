@@ -480,3 +480,15 @@ def test_a_method_is_one_class():
         assert weigh(runs, losses)[0].tolist() == [[1, 0], [0.5, 0.5]]
     finally:
         del METHODS["best-first"]
+
+
+def test_a_methods_own_numbers_are_its_sources_unless_told():
+    sources = {  # the defaults of LibMTL, whose methods they are compared with
+        "dwa": {"temperature": 2.0},
+        "famo": {"lr": 0.025, "decay": 0.001},
+        "gradnorm": {"alpha": 1.5},
+        "gradvac": {"beta": 0.5},
+        "cagrad": {"kappa": 0.5},
+    }
+    for name, numbers in sources.items():
+        assert {x: getattr(METHODS[name], x) for x in numbers} == numbers
