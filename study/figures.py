@@ -318,6 +318,6 @@ def related_figure(arms: Arms) -> Figure:
             means(axis, list(design.PLANTED.values()), gains, color=colour, marker="o", label=f)
         axis.axhline(0, color=MUTED, linewidth=1)
         axis.set_xlabel("relatedness of the tasks, planted")
-        axis.set_ylabel(f"shared − separate, {AXES[metric]}")
-    legend_below(figure, panels, 2, "λ_F, λ_R being 1 − λ_F")
+        axis.set_ylabel(f"shared − separate, {metric.upper()}")
+    legend_below(figure, panels[0], 2, "λ_F, λ_R being 1 − λ_F")
     return figure

@@ -34,7 +34,7 @@ def test_documents_tables_and_figures_are_those_that_the_lines_make(frame, tmp_p
     shutil.copy(ROOT / "README.md", tmp_path)
     pages = [tmp_path / name for name in ("results/tables.md", "STUDY.md", "README.md")]
     *figures, tables, study, readme = write_report(frame, tmp_path / "results", tmp_path)
-    assert [tables, study, readme] == pages and len(figures) == 2 * 7
+    assert [tables, study, readme] == pages and len(figures) == 2 * 8
     for made in [*figures, *pages]:
         kept = ROOT / made.relative_to(tmp_path)
         if made.suffix == ".md":
