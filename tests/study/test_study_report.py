@@ -193,7 +193,8 @@ def test_the_command_tells_a_fault_in_one_line_before_anything_is_written(tmp_pa
 def test_the_studys_figures_show_its_lines():
     with plot.report_style():
         drawn = study_figures(NAMED.arms)
-    assert list(drawn) == [*"report sharing weights pareto gradients faults weighting".split()]
+    names = "report sharing weights pareto gradients faults weighting related"
+    assert list(drawn) == names.split()
     mrr = drawn["report"].axes[3]  # shared, 0.99/0.01
     curves = [curves["mrr"] for curves in own("curves", "report", 32, 0.99)]
     assert list(mrr.lines[0].get_ydata()) == pytest.approx(np.mean(curves, 0))
@@ -211,3 +212,6 @@ def test_the_studys_figures_show_its_lines():
     dots = [line for line in drawn["weighting"].axes[0].lines if line.get_label() == "mgda"]
     arm = NAMED.arms["selected.shared.mgda"]
     assert dots[0].get_xydata()[0] == pytest.approx([arm.ratio.mean(), arm.score.mean()])
+    ends = [NAMED.arms[f"synthetic-100.{end}.0.99"].own_mse for end in ("shared", "separate")]
+    gains = drawn["related"].axes[1].lines[0].get_xydata()
+    assert gains[-1] == pytest.approx([1, (ends[0] - ends[1]).mean()])
