@@ -1,5 +1,7 @@
 """Task weighting: each method against a solver of its own definition, and the runs of a stack."""
 
+import importlib.util
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from models import random_stream
 from weighting import METHODS, Weighting, Weightings, parse
 
 GRADIENT_METHODS = [name for name, method in METHODS.items() if method.needs_gram]
+FORMS = [name for name in GRADIENT_METHODS if name != "gradnorm"]
 LOSS_METHODS = ["uw", "gls", "imtl-l", "dwa", "rlw", "famo"]
 KINDS = ["random", "badly scaled", "conflicting", "nearly parallel"]
 EQUAL = {"upgrad": 0.5, "cagrad": 0.5}  # of the others 1
@@ -152,7 +155,9 @@ def test_gradvac_turns_each_gradient_to_the_running_cosine(kind):
         cos, turned = f @ r / (m * n), [f, r]
         if cos < phi:
             for k, (one, other) in enumerate(((f, r), (r, f))):
-                across = one - one @ other / (other @ other) * other  # at right angles to it
+                across = (
+                    one - one @ other / (other @ other) * other
+                )  # off the other, at right angles
                 along = np.linalg.norm(across) * phi / np.sqrt(1 - phi**2)
                 turned[k] = across + along * other / np.linalg.norm(other)
         weight = method.weights(None, gram_of(pair[None])).numpy()[0]
@@ -205,8 +210,19 @@ def test_parallel_equal_and_opposed_gradients_step_a_bounded_way(text, size):
 def test_mgda_has_no_cap_and_stops_between_opposed_gradients():
     f = np.array([1.0, 0, 0])
     cases = np.stack([np.stack([f, [x, y, 0]]) for x, y in ((2, 0), (-3, 0), (0, 1e6), (0.5, 0))])
-    expected = [[1, 0], [0.75, 0.25], [1, 1e-12], [0, 1]]
-    np.testing.assert_allclose(weights("mgda", cases), expected, rtol=1e-11)
+    np.testing.assert_allclose(
+        weights("mgda", cases), [[1, 0], [0.75, 0.25], [1, 1e-12], [0, 1]], rtol=1e-11
+    )
+
+
+@pytest.mark.parametrize("text, factor", [("pcgrad", 1), ("upgrad", 0.5), ("gradvac", 1)])
+def test_without_conflict_projections_change_nothing(text, factor):
+    gradients = pairs("random")
+    agreeing = (gradients[:, 0] * gradients[:, 1]).sum(1) >= 0
+    assert 0 < agreeing.sum() < len(agreeing)
+    found = weights(text, gradients)
+    assert (found[agreeing] == factor).all()
+    assert (found[~agreeing] > factor).all()
 
 
 # ---- by the losses -------------------------------------------------------------------------
@@ -242,6 +258,14 @@ def test_uw_and_imtl_descend_their_objectives_by_torchs_adam():
         found = torch.cat([method.weights(x, None) for x in losses])
         expected = weight(learned(objective, losses[:, 0], start, lr=0.02))
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("text, per_loss", [("uw", 0.5), ("imtl-l", 1.0)])
+def test_uw_and_imtl_settle_at_the_inverse_losses(text, per_loss):
+    method, losses = make(f"{text}:lr=0.01", 1), torch.tensor([[0.2, 3.0]], dtype=torch.float64)
+    for _ in range(3000):
+        found = method.weights(losses, None)
+    torch.testing.assert_close(found, per_loss / losses, rtol=1e-6, atol=0)
 
 
 def test_gls_is_the_slope_of_the_geometric_mean():
@@ -328,6 +352,29 @@ def test_scaled_losses_move_the_share_as_the_method_says(text, which, scale):
     assert factor == pytest.approx(SCALED[text][which], rel=error)
 
 
+def test_nash_steps_alike_whatever_the_scale_and_imtl_the_same_way():
+    gradients = pairs("conflicting")
+    scaled = gradients * np.array([10, 4])[:, None]
+    step = {
+        (text, k): np.einsum("nt,ntk->nk", weights(text, x), x)
+        for text in ("nash-mtl", "imtl-g")
+        for k, x in enumerate((gradients, scaled))
+    }
+    np.testing.assert_allclose(step["nash-mtl", 0], step["nash-mtl", 1], rtol=1e-8, atol=1e-10)
+    one, other = (
+        x / np.linalg.norm(x, axis=1)[:, None] for x in (step["imtl-g", k] for k in (0, 1))
+    )
+    np.testing.assert_allclose(one, other, rtol=1e-8, atol=1e-10)
+
+
+def test_cagrads_share_is_kappa_for_a_short_gradient():
+    f, r = np.array([1e-4, 0]), np.array([0, 1.0])
+    for kappa in (0.2, 0.5, 0.9):
+        for scale in (1, 10):
+            share = shares(f"cagrad:kappa={kappa}", np.stack([scale * f, r])[None])
+            assert share == pytest.approx(kappa, abs=2e-3)
+
+
 @pytest.mark.parametrize("text, factor", [("gls", 1), ("famo", 1), ("dwa", 10), ("rlw", 10)])
 def test_loss_methods_divide_by_the_loss_or_leave_it(text, factor):
     """w_F·L_F / w_R·L_R as ranking's loss is taken times 10: ρ moves by the same factor."""
@@ -407,8 +454,12 @@ def test_who_gets_what():
         told |= {"rating-probe": [1, 0], "ranking-probe": [0, 1]}
         assert shared.tolist() == told.get(text, shared.tolist())
     runs = make_runs()
-    for flag, name in (("needs_after", "famo"), ("per_task_moments", "adatask")):
-        assert [text for text in METHODS if getattr(METHODS[text], flag)] == [name]
+    flagged = {
+        flag: {text for text, own in zip(RUNS, RUN_METHODS, strict=True) if getattr(own, flag)}
+        for flag in ("needs_gram", "needs_after", "per_task_moments")
+    }
+    assert flagged["needs_after"] == {"famo"} and flagged["per_task_moments"] == {"adatask"}
+    assert flagged["needs_gram"] == {x for x in RUNS if x.partition(":")[0] in GRADIENT_METHODS}
     halves = runs.by_losses(torch.rand(len(RUNS), 2))[0]
     assert (halves[[kind.needs_gram for kind in RUN_METHODS]] == 1).all()
     assert runs.split and runs.apart and runs.moves
@@ -480,6 +531,28 @@ def test_a_method_is_one_class():
         assert weigh(runs, losses)[0].tolist() == [[1, 0], [0.5, 0.5]]
     finally:
         del METHODS["best-first"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchjd") is None, reason="needs torchjd")
+@pytest.mark.parametrize(
+    "text, peer, named",
+    [
+        ("mgda", "MGDA", {}),
+        ("upgrad", "UPGrad", {}),
+        ("cagrad", "CAGrad", {"c": 0.5}),
+        ("imtl-g", "IMTLG", {}),
+        ("pcgrad", "PCGrad", {}),
+        ("aligned-mtl", "AlignedMTL", {"pref_vector": torch.ones(2).double()}),
+    ],
+)
+def test_torchjd_aggregates_to_the_same_step(text, peer, named):
+    from torchjd import aggregation
+
+    aggregator = getattr(aggregation, peer)(**named)
+    gradients = pairs("random")
+    ours = np.einsum("nt,ntk->nk", weights(text, gradients), gradients)
+    theirs = np.stack([aggregator(torch.from_numpy(pair)).numpy() for pair in gradients])
+    np.testing.assert_allclose(ours, theirs, atol=2e-3)  # UPGrad adds 1e-4 to what it solves
 
 
 def test_a_methods_own_numbers_are_its_sources_unless_told():
