@@ -7,8 +7,8 @@ is killed if the tests of its module fail; without a change they have to pass. E
 appended to ``--out``: the same command goes on after a stop, and tries survivors again. The last
 line on stdout counts, and lists survivors with what is known of them; exit code 1 if one isn't
 known to be equivalent. Type hints, texts, errors, what needs a CUDA device and the figures of named
-data sets are left alone. Each
-mutant runs on a copy of the tree, in a process forked from one with all libraries imported.
+data sets are left alone. Each mutant runs on a copy of the tree, in a process forked from one with
+all libraries imported.
 """
 
 import ast
