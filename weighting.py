@@ -486,8 +486,8 @@ class Weightings:
         shared, own = self.shared, self.own
         for group, index in self.groups:
             if not group.needs_gram:
-                weights, _ = group(rows(losses, index))
-                shared, own = placed(shared, index, weights), placed(own, index, weights)
+                common, others = group(rows(losses, index))
+                shared, own = placed(shared, index, common), placed(own, index, others)
         return shared, own
 
     def by_gradients(self, shared: Tensor, losses: Tensor, gram: Tensor | None) -> Tensor:

@@ -15,9 +15,9 @@ from weighting import METHODS, Weightings
 PLANNED = {"stack": "control", "arguments": ["--shared"]}
 
 
-def moving(seed: int, ratio: float) -> dict:
+def moving(seed: int, ratio: float, method: str = "gls") -> dict:
     path = {"weight_f": [ratio, 3.0, 5.0], "weight_r": [1.0, 1.0, 2.0]}
-    return {"seed": seed, "weighting": "gls", "log_ratio": math.log(ratio), "curves": path}
+    return {"seed": seed, "weighting": method, "log_ratio": math.log(ratio), "curves": path}
 
 
 def test_frozen_weights_have_the_geometric_mean_of_the_runs_ratios():
@@ -31,9 +31,10 @@ def test_frozen_weights_have_the_geometric_mean_of_the_runs_ratios():
     assert math.exp(line["log_ratio"]) == pytest.approx(2)
 
 
-def test_shuffled_weights_are_the_runs_own_in_another_order():
+@pytest.mark.parametrize("mirrored, weighs_own", [("gls", True), ("mgda", False)])
+def test_shuffled_weights_are_the_runs_own_in_another_order(mirrored, weighs_own):
     before = dict(METHODS), dict(LOSSES)
-    lines = [moving(seed, 2.0 + seed) for seed in range(6)]
+    lines = [moving(seed, 2.0 + seed, mirrored) for seed in range(6)]
     stack = controls.controlled(PLANNED | {"control": "shuffled"}, lines)
     assert stack["arguments"][-2:] == ["--weighting", "shuffled"]
     controls.register(stack)
@@ -41,7 +42,7 @@ def test_shuffled_weights_are_the_runs_own_in_another_order():
     for epoch in range(0, 30, controls.STRETCH):
         method.epoch_start(epoch, 5)
         shared, own = method.by_losses(torch.ones(6, 2))
-        assert (own == shared).all()  # as gls weighs own parameters too
+        assert (own == (shared if weighs_own else 1)).all()  # as the method that it mirrors
         seen.append(shared.numpy().copy())
     for seed, own in enumerate(np.stack(seen, 1)):
         path = lines[seed]["curves"]
