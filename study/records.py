@@ -61,24 +61,58 @@ def provenance(*packages: str) -> dict:
 
 
 class Results:
-    """A results file of whole stacks; `done` names those it holds.
+    """A results file of whole stacks; `done` names those that need not be computed.
 
     A stack's lines are appended in one write. The last stack of the file, where it was cut short,
     is dropped and to be done again. `expected` tells each stack's "runs" and, where it trains, its
-    "epochs". Raises ValueError when the file holds one of another size: nothing is thrown away.
+    "epochs". Of a `part` (k, n) the lines go to a file beside it, NAME.part-k-of-n.jsonl, and what
+    that and other parts hold is done too; without one the parts' files are taken in and removed,
+    each stack once. Raises ValueError when the file holds one of another size: nothing is thrown
+    away.
     """
 
-    def __init__(self, path: Path, expected: dict[str, dict]):
-        self.path, self.lock = path, threading.Lock()
-        records, stacks = read(path), {}
+    def __init__(self, path: Path, expected: dict[str, dict], part: tuple[int, int] | None = None):
+        self.whole = self.path = path
+        if part:
+            self.path = path.with_stem("{}.part-{}-of-{}".format(path.stem, *part))
+        self.lock, self.expected = threading.Lock(), expected
+        records = read(self.path)
+        self.done = set(self._stacks(self.path, records))
+        append(self.path, [])  # a place that can't be written to is told now, not in hours
+        kept = as_text(record for record in records if record["stack"] in self.done)
+        if kept != self.path.read_text(encoding="utf-8"):
+            write_whole(self.path, kept.encode())
+        self.merged = set(self.done)  # what the parts need not share among them
+        for other in self._others():
+            stacks = self._stacks(other, read(other))
+            if not part:
+                for name in [name for name in stacks if name not in self.done]:
+                    self.append(stacks[name])
+                other.unlink()
+            elif other == path:
+                self.merged = set(stacks)
+            self.done |= stacks.keys()
+
+    def lines(self) -> dict[str, list[dict]]:
+        """Of each stack the lines, whichever part has computed it."""
+        files = [self.path, *self._others()]
+        return {n: x for path in files for n, x in self._stacks(path, read(path)).items()}
+
+    def _others(self) -> list[Path]:
+        parts = self.whole.parent.glob(f"{self.whole.stem}.part-*-of-*{self.whole.suffix}")
+        return [path for path in [self.whole, *sorted(parts)] if path != self.path]
+
+    def _stacks(self, path: Path, records: list[dict]) -> dict[str, list[dict]]:
+        """A file's whole stacks."""
+        stacks: dict[str, list[dict]] = {}
         for number, record in enumerate(records, start=1):
             if "stack" not in record:
                 raise ValueError(f"{path}: line {number} names no stack")
             stacks.setdefault(record["stack"], []).append(record)
-        self.done = set(stacks)
-        for name in stacks.keys() & expected.keys():
-            n, first, runs = len(stacks[name]), stacks[name][0], expected[name]["runs"]
-            epochs, wanted = first.get("epochs"), expected[name].get("epochs", first.get("epochs"))
+        for name in stacks.keys() & self.expected.keys():
+            n, first, runs = len(stacks[name]), stacks[name][0], self.expected[name]["runs"]
+            epochs = first.get("epochs")
+            wanted = self.expected[name].get("epochs", epochs)
             cut_short = n < runs == first.get("stack_size", runs) and name == records[-1]["stack"]
             if epochs != wanted or n != runs and not cut_short:
                 raise ValueError(
@@ -86,11 +120,8 @@ class Results:
                     f"not {runs} of {wanted}: name another file by --out"
                 )
             if cut_short:
-                self.done.remove(name)
-        append(path, [])  # a place that can't be written to is told now, not in hours
-        kept = as_text(record for record in records if record["stack"] in self.done)
-        if kept != path.read_text(encoding="utf-8"):
-            write_whole(path, kept.encode())
+                del stacks[name]
+        return stacks
 
     def append(self, records: list[dict]) -> None:
         with self.lock:

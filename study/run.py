@@ -3,11 +3,17 @@
     python -m study.run             # everything, two worker processes; the faults last
     python -m study.run --dry-run   # the stacks and their runs, listed
     python -m study.run --quick     # four settings, 3 seeds, 40 epochs
+    python -m study.run --part 3/8  # one of eight jobs; then once more without, to merge
+    torchrun --nproc-per-node 8 -m study.run    # eight parts of one command
 
 design.py lists the arms. The stack is the unit of the study: its membership is fixed, it trains in
 a worker process of one thread, and its runs' lines reach results/study.jsonl in one write. Stopped
 at any moment, even by kill -9, the command started again goes on from the stack's last checkpoint
 and ends with the same lines. `python -m study.report` makes figures, tables and STUDY.md of them.
+
+A part takes every n-th of the stacks that are left, its lines go to a file of its own, and a
+command without --part takes the parts' files in. Controls, which mirror other stacks, wait for
+them: those of another job are trained by the next command, torchrun's processes wait.
 """
 
 import argparse
@@ -18,17 +24,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
+import distributed
 import train
 from arguments import Parser, number, resolve, seed_list
 from data import load, random_split, temporal_split
 from evaluation import FullRanking, baselines, ranked
-from run_folder import finished_results, load_run, read_resume, write_whole
+from run_folder import finished_results, load_run, locked, read_resume, write_whole
 from study import faults
 from study.controls import controlled, register, source, tell_weights
 from study.design import BASELINES, DATA, EXPERIMENTS, PLANTED, TESTED, VARIANTS, WORKERS, plan
@@ -161,10 +167,12 @@ def run_stack(stack: dict, runs: Path, results: Results) -> bool:
     folder = runs / stack["stack"]
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "study.run", "--work", json.dumps(stack), str(folder)]
-    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+    # One process, of one thread, whoever started this one.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("TORCHELASTIC_")}
+    environment |= {"OMP_NUM_THREADS": "1", "WORLD_SIZE": "1"}
     with (folder / "log.txt").open("ab") as log:  # its standard input is open as long as we live
         shape = {"stdin": subprocess.PIPE, "stdout": log, "stderr": log}
-        code = subprocess.Popen(command, env=one_thread, cwd=ROOT, **shape).wait()
+        code = subprocess.Popen(command, env=environment, cwd=ROOT, **shape).wait()
     if code == 0:
         results.append(read(folder / "lines.jsonl"))
     what = f"{stack['runs']} runs" if code == 0 else f"FAILED ({code}), see {folder / 'log.txt'}"
@@ -172,25 +180,81 @@ def run_stack(stack: dict, runs: Path, results: Results) -> bool:
     return code == 0
 
 
-def run_stacks(stacks: list[dict], results: Results, runs: Path, workers: int) -> bool:
-    """Train the stacks that the results lack, in worker processes; whether all went well."""
-    left, mirrored = [x for x in stacks if x["stack"] not in results.done], defaultdict(list)
-    fine = _run_all([x for x in left if "control" not in x], results, runs, workers)
-    for line in read(results.path):
-        mirrored[line["stack"]].append(line)
-    ready = []
-    for stack in [stack for stack in left if "control" in stack]:
-        if missing := [name for name in stack["mirrors"] if name not in mirrored]:
+def run_stacks(
+    stacks: list[dict],
+    results: Results,
+    runs: Path,
+    workers: int,
+    part: tuple[int, int] | None = None,
+) -> bool:
+    """Train the stacks that the results lack, in worker processes; whether all went well.
+
+    Of a ``part`` (k, n) it is every n-th of them. Controls come last, when all others are there.
+    """
+    (k, n), left = part or (1, 1), [x for x in stacks if x["stack"] not in results.merged]
+    plain, controls = (
+        [x for x in left if ("control" in x) == c][k - 1 :: n] for c in (False, True)
+    )
+
+    def train_all(some: list[dict]) -> bool:
+        mine = [stack for stack in some if stack["stack"] not in results.done]
+        with ThreadPoolExecutor(workers) as pool:
+            return all(list(pool.map(lambda x: run_stack(x, runs.resolve(), results), mine)))
+
+    fine = train_all(plain)
+    distributed.largest(0)  # until all processes are here
+    there, ready = results.lines(), []
+    for stack in controls:
+        if missing := [name for name in stack["mirrors"] if name not in there]:
             print(f"{stack['stack']}: needs {missing[0]} first", file=sys.stderr, flush=True)
             fine = False
             continue
-        ready.append(controlled(stack, [x for name in stack["mirrors"] for x in mirrored[name]]))
-    return _run_all(ready, results, runs, workers) and fine
+        ready.append(controlled(stack, [x for name in stack["mirrors"] for x in there[name]]))
+    return train_all(ready) and fine
 
 
-def _run_all(stacks: list[dict], results: Results, runs: Path, workers: int) -> bool:
-    with ThreadPoolExecutor(workers) as pool:
-        return all(list(pool.map(lambda stack: run_stack(stack, runs.resolve(), results), stacks)))
+def part_of(text: str) -> tuple[int, int]:
+    """'3/8' -> (3, 8)."""
+    try:
+        k, n = map(int, text.split("/"))
+        if 1 <= k <= n:
+            return k, n
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} must be K/N, from 1/N to N/N")
+
+
+def compute(
+    stacks: list[dict], out: Path, runs: Path, workers: int, part: tuple[int, int] | None = None
+) -> bool:
+    """Train what a results file lacks: all of it, a part, or by torchrun each process a part.
+
+    Whether all went well. Raises ValueError while another command trains the same part, or any.
+    """
+    expected, first = {stack["stack"]: stack for stack in stacks}, distributed.rank() == 0
+    several, whole = distributed.size() > 1, not part
+    if several:
+        if part:
+            raise ValueError("torchrun's processes are the parts: go without --part")
+        part = distributed.rank() + 1, distributed.size()
+    with contextlib.ExitStack() as held:
+        with distributed.agreed():
+            own = runs / ("whole" if whole else "part-{}-of-{}".format(*part))
+            own.mkdir(parents=True, exist_ok=True)
+            if first or not several:
+                held.enter_context(locked(own))
+            if first and whole:
+                for folder in runs.glob("part-*-of-*"):
+                    with locked(folder):
+                        pass
+                results = Results(out, expected)  # takes in what parts have left
+        with distributed.agreed():
+            if part:
+                results = Results(out, expected, part)
+        fine = not distributed.largest(not run_stacks(stacks, results, runs, workers, part))
+        if several and first:
+            Results(out, expected)
+    return fine
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -203,7 +267,8 @@ def main(argv: list[str] | None = None) -> int:
     add("--epochs", type=number(int, 1), help="epochs of each run (200; quick: 40)")
     add("--only", nargs="+", choices=known, metavar="EXPERIMENT", help=f"of {', '.join(known)}")
     add("--quick", action="store_true", help="the four settings, 3 seeds, 40 epochs")
-    add("--workers", type=number(int, 1), default=WORKERS, help="processes of one thread (2)")
+    add("--workers", type=number(int, 1), help="processes of one thread (2; by torchrun 1 of each)")
+    add("--part", type=part_of, metavar="K/N", help="the K-th of N parts, like 3/8")
     add("--dry-run", action="store_true", help="list the stacks and stop")
     add("--work", nargs=2, metavar=("STACK", "FOLDER"), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
@@ -228,13 +293,14 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{stack['stack']:32} {stack['runs']:4}  {' '.join(stack['arguments'])}")
         print(f"{len(stacks)} stacks, {sum(stack['runs'] for stack in stacks)} runs")
         return 0
+    workers = args.workers or (1 if "TORCHELASTIC_RUN_ID" in os.environ else WORKERS)
+    start, runs = time.monotonic(), args.runs or Path("runs") / out.stem
     try:
-        results = Results(out, {stack["stack"]: stack for stack in stacks})
+        with distributed.group():
+            fine = compute(stacks, out, runs, workers, args.part)
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    start, left = time.monotonic(), sum(stack["stack"] not in results.done for stack in stacks)
-    fine = run_stacks(stacks, results, args.runs or Path("runs") / out.stem, args.workers)
-    print(f"{left} stacks in {time.monotonic() - start:.0f} s", file=sys.stderr)
+    print(f"{time.monotonic() - start:.0f} s", file=sys.stderr)
     return 0 if fine else 1
 
 

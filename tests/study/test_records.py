@@ -37,6 +37,24 @@ def test_stacks_of_another_size_are_refused_and_kept(tmp_path, text):
     assert path.read_text() == text
 
 
+def test_parts_share_no_file_and_are_merged_each_stack_once(tmp_path):
+    path = tmp_path / "study.jsonl"
+    path.write_text(lines("a", 3))
+    first, second = (Results(path, WANT, part=(k, 2)) for k in (1, 2))
+    assert first.done == second.merged == {"a"}
+    first.append([{"stack": "levels"}] * 3)
+    second.append([{"stack": "levels"}] * 3)  # twice, as by jobs of other numbers of parts
+    second.append([{"stack": "b", "stack_size": 3, "epochs": 1}] * 3)
+    assert path.read_text() == lines("a", 3)
+    again = Results(path, WANT, part=(1, 2))
+    assert again.done == set(again.lines()) == set(WANT) and again.merged == {"a"}
+    with (tmp_path / "study.part-2-of-2.jsonl").open("a") as file:
+        file.write(as_text([{"stack": "c", "stack_size": 2, "epochs": 1}]))  # cut short
+    assert Results(path, WANT | {"c": {"runs": 2, "epochs": 1}}).done == set(WANT)
+    assert [line["stack"][0] for line in records.read(path)] == [*"aaalllbbb"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_torn_last_line_is_left_out_and_any_other_fault_is_named(tmp_path):
     path = tmp_path / "new/results.jsonl"
     assert records.read(path) == []

@@ -1,6 +1,8 @@
 """study/run.py, faults.py: every arm once; killed at any moment, it ends with the same lines."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -75,38 +77,85 @@ def test_each_fault_does_to_training_what_it_did_to_the_report(ratings_csv):
 STUDY = """
 import json, sys
 from pathlib import Path
-from study.records import Results
-from study.run import run_stacks
-out, stacks = Path(sys.argv[1]), json.loads(sys.argv[2])
-results = Results(out, {stack["stack"]: stack for stack in stacks})
-sys.exit(not run_stacks(stacks, results, out.parent / "runs", 2))
+from distributed import group
+from study.run import compute
+out, stacks, part = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
+with group():
+    sys.exit(not compute(stacks, out, out.parent / "runs", 1 if part else 2, part))
 """
 
 
-def test_killed_at_any_moment_and_started_again_it_ends_with_the_same_lines(ratings_csv, tmp_path):
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("studies")
+
+
+@pytest.fixture(scope="module")
+def start(ratings_csv, studies):
+    """start(folder): a small study of four stacks there, one of them a control of two others."""
     small = ["--data", str(ratings_csv), *SMALL, "40"]
-    arms = {"a": small, "b": [*small, "--separate"], "c": [*small, "--lr=1"]}
+    arms = {"a": small, "b": [*small, "--separate"], "c": [*small, "--lr=1"], "d": small}
     shape = dict(experiment="report", protocol="report", runs=2, epochs=40)
-    stacks = json.dumps([shape | {"stack": n, "arguments": more} for n, more in arms.items()])
+    stacks = [shape | {"stack": n, "arguments": more} for n, more in arms.items()]
+    stacks[3] |= {"control": "tuned", "mirrors": ["a", "b"]}
+    (studies / "few_stacks.py").write_text(STUDY)
 
-    def start(folder):
-        (tmp_path / folder).mkdir(exist_ok=True)
-        path = str(tmp_path / folder / "s.jsonl")
-        return subprocess.Popen([sys.executable, "-c", STUDY, path, stacks], cwd=ROOT)
+    def begin(folder: str, *launcher: str, part=None) -> subprocess.Popen:
+        (studies / folder).mkdir(exist_ok=True)
+        words = [str(studies / folder / "s.jsonl"), json.dumps(stacks), json.dumps(part)]
+        command = [sys.executable, *launcher, str(studies / "few_stacks.py"), *words]
+        return subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
 
-    def lines(folder):
-        whole = read(tmp_path / folder / "s.jsonl")
-        timeless = ({k: v for k, v in line.items() if "seconds" not in k} for line in whole)
-        return sorted(json.dumps(line) for line in timeless)
+    return begin
 
+
+def lines(folder: Path) -> list[str]:
+    """Those of a study, without what a clock says."""
+    told = ({k: v for k, v in x.items() if "seconds" not in k} for x in read(folder / "s.jsonl"))
+    return sorted(json.dumps(line) for line in told)
+
+
+@pytest.fixture(scope="module")
+def alone(start, studies) -> tuple[list[str], float]:
+    """The lines of a study left alone, and the seconds that it took."""
     before = time.monotonic()
     assert start("alone").wait() == 0
-    lasts = time.monotonic() - before
+    assert len(lines(studies / "alone")) == 8
+    return lines(studies / "alone"), time.monotonic() - before
+
+
+def test_killed_at_any_moment_and_started_again_it_ends_with_the_same_lines(start, alone, studies):
+    expected, lasts = alone
     for share in (0.5, 0.7, 0.9):
         running = start("killed")
         time.sleep(share * lasts)
         running.kill()
         running.wait()
     assert start("killed").wait() == 0
-    assert len(lines("alone")) == 6
-    assert lines("killed") == lines("alone")
+    assert lines(studies / "killed") == expected
+
+
+def test_jobs_of_a_cluster_end_with_the_lines_of_one_command(start, alone, studies):
+    jobs = [start("jobs", part=(k, 2)) for k in (1, 2)]
+    time.sleep(4)
+    jobs[1].kill()  # and is started again
+    jobs = [jobs[0].wait(), jobs[1].wait(), start("jobs", part=(2, 2)).wait()]
+    assert jobs[1] == -signal.SIGKILL and jobs[2] == 0
+    assert not (studies / "jobs/s.jsonl").exists()
+    assert start("jobs").wait() == 0
+    assert lines(studies / "jobs") == alone[0]
+
+
+def test_torchruns_processes_end_with_the_lines_of_one_command(start, alone, studies):
+    torchrun = "-m torch.distributed.run --standalone --nproc-per-node 2 --max-restarts 1".split()
+    process = start("torchrun", *torchrun)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while not (studies / "torchrun/s.part-2-of-2.jsonl").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    found = [int(child) for child in children.read_text().split()]
+    each = [x for x in found if b"few_stacks.py" in Path(f"/proc/{x}/cmdline").read_bytes()]
+    os.kill(each[-1], signal.SIGKILL)
+    assert process.wait() == 0
+    assert lines(studies / "torchrun") == alone[0]
+    assert [path.name for path in (studies / "torchrun").glob("s.*")] == ["s.jsonl"]
