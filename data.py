@@ -326,13 +326,15 @@ DATASETS["filmtrust"] = Dataset(
 
 def canonical_rows(data: Interactions) -> bytes:
     """user, item, rating and time in tab-separated lines, sorted by user and item."""
-    columns = [data.user_labels[data.user_ids], data.item_labels[data.item_ids], data.ratings]
-    line, order = "%s\t%s\t%g", np.lexsort((columns[1], columns[0]))
+    values, places = np.unique(data.ratings, return_inverse=True)
+    texts = [(data.user_labels, data.user_ids), (data.item_labels, data.item_ids)]
+    order = np.lexsort([labels[ids] for labels, ids in reversed(texts)])
+    texts.append(([f"{value:g}" for value in values], places))
+    columns = [np.array([*map(str, labels)], object)[ids[order]] for labels, ids in texts]
     if data.timestamps is not None:
-        columns.append(data.timestamps)
-        line += "\t%s"
-    rows = zip(*(column[order].tolist() for column in columns), strict=True)
-    return "".join(f"{line}\n" % row for row in rows).encode()
+        columns.append(map(str, data.timestamps[order].tolist()))
+    columns[-1] = [f"{text}\n" for text in columns[-1]]
+    return "".join(map("\t".join, zip(*columns, strict=True))).encode()
 
 
 def _load_named(name: str) -> Interactions:

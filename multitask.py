@@ -202,20 +202,21 @@ def interaction_batches(stack: "Stack", epoch: int) -> Iterator[Batch]:
     Order and negatives depend on seed, epoch and the kind of device alone, which draws its own.
     """
     n, size, device = stack.train.shape[1], stack.options.batch_size, stack.device
-    rows, negatives = [], []
+    orders, negatives = [], []
     for r, seed in enumerate(stack.seeds):
         stream = random_stream(seed, "order", epoch, device)
-        rows.append(stack.train[r][torch.randperm(n, generator=stream, device=device)])
+        orders.append(torch.randperm(n, generator=stream, device=device))
         if stack.samplers:
-            users = rows[r]  # as many as are drawn is enough
+            users = orders[r]  # as many as are drawn is enough
             if stack.options.exclude_positives:
-                users = stack.users[rows[r]]
+                users = stack.users[stack.train[r][users]]
             stream = random_stream(seed, "negatives", epoch, device)
             negatives.append(stack.samplers[r].draw(users, stream))
     block = size * max(1, BLOCK // (size * len(stack.seeds)))
     for start in range(0, n, block):
         part = slice(start, start + block)
-        here = torch.stack([run_rows[part] for run_rows in rows])
+        pairs = zip(stack.train, orders, strict=True)
+        here = torch.stack([train[order[part]] for train, order in pairs])
         columns = [stack.users[here], stack.items[here], stack.ratings[here]]
         if negatives:
             columns.append(torch.stack([run_items[part] for run_items in negatives]))
@@ -590,7 +591,7 @@ class Stack:
         if self.written_out:
             first = gradients.ahead(self, batches)
             batches = chain(first, batches)
-            if not gradients.proved(self, first):
+            if epoch and not gradients.proved(self, first):  # before the first it has just been
                 self.written_out, self.captured = False, None
         self.part.begin()
         for k, batch in enumerate(batches):

@@ -23,7 +23,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pooch
 
 NAMES = {  # of columns, in lower case, without blanks, '_', '-', '.' and what follows a ':'
@@ -39,7 +38,7 @@ LONGEST_LABEL = 256  # characters; label arrays are as wide as their longest lab
 DECIMAL = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
 DATE = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}(?:[ T][0-9:.,Z+-]+)?")
 FIRST_LINE = re.compile(rb"[\r\n]*([^\r\n]*)")
-KEPT_FROM = 2**24  # bytes of a file whose arrays are kept: a smaller one is read as fast
+KEPT_FROM = 2**18  # bytes of a file whose arrays are kept
 KEPT_BYTES = 2**31  # of all that is kept; the longest unused goes first
 LARGEST_MEMBER = 2**32  # bytes of a zip archive's, which is read in memory, never unpacked
 
@@ -135,6 +134,8 @@ def unpack(content: bytes, shown: str, wanted: str = "rating") -> bytes:
         if content.startswith(b"\x1f\x8b"):
             return gzip.decompress(content)
         if content.startswith(b"PAR1"):
+            import pandas as pd
+
             return pd.read_parquet(io.BytesIO(content)).to_csv(index=False).encode()
         if content.startswith(b"PK\3\4"):
             with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -154,6 +155,8 @@ def unpack(content: bytes, shown: str, wanted: str = "rating") -> bytes:
 
 def _parse(content: bytes, shown: str, columns: str | None) -> dict[str, np.ndarray]:
     """Fields of Interactions, timestamps and titles where there are some, the rows `dropped`."""
+    import pandas as pd  # takes longer than all else of a start from the arrays that were kept
+
     content, separator = _separated(unpack(content, shown))
     point = "," if separator == ";" else "."
     readers = READERS | {"rating": lambda text: _rating(text, point)}
@@ -212,6 +215,8 @@ def _by_pandas(
     rows, trims blanks and takes "007" for 7 in silence: then what it read has more separators or
     fewer characters than the text. A lone \\r may cost it an empty cell.
     """
+    import pandas as pd
+
     types = dict.fromkeys(range(width), object)
     types |= {k: np.int64 for kind, (k, *_) in fields.items() if kind in whole}
     separators, returns, ends, line_ends, quotes, nulls = (
@@ -373,6 +378,8 @@ def _latest(pairs: np.ndarray, times: np.ndarray | None) -> np.ndarray | slice:
     ordered = np.sort(pairs)
     if (ordered[1:] != ordered[:-1]).all():
         return slice(None)
+    import pandas as pd
+
     rows = pd.Series(pairs)
     if times is not None:
         rows = rows.iloc[np.argsort(times, kind="stable")]

@@ -30,9 +30,9 @@ import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import safetensors.torch
 import torch
 from filelock import FileLock, Timeout
@@ -45,6 +45,9 @@ from evaluation import METRICS
 from models import MultiTaskNet, OneRun, Structure
 from multitask import Options
 from ratings_file import require
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 TAGS = {  # columns of history.csv -> TensorBoard's names, the report's for its five curves
     "factorization_loss": "training/Factorization Loss",
@@ -497,7 +500,7 @@ class Run:
 
     def recommend(
         self, user: object, n: int = 10, mix: float = 0.0, known: bool = False
-    ) -> pd.DataFrame:
+    ) -> "pd.DataFrame":
         """A user's n best items as rows of item, score, rating and title, best first.
 
         They are ordered by the interaction score; with 0 < ``mix`` <= 1 by
@@ -531,7 +534,7 @@ class Run:
         ends = np.bincount(users, minlength=self.data.n_users).cumsum()
         return np.split(rows[np.argsort(users, kind="stable")], ends[:-1])
 
-    def best_items(self, model: OneRun, user: int, left_out, n: int, mix: float) -> pd.DataFrame:
+    def best_items(self, model: OneRun, user: int, left_out, n: int, mix: float) -> "pd.DataFrame":
         """As recommend, of the user of a contiguous id in any model of the same items."""
         fine = n >= 1 and 0 <= mix <= 1
         require(fine, f"n is {n} and mix {mix}", "at least 1, and from 0 to 1,")
@@ -547,9 +550,11 @@ class Run:
             items, scores, ratings = items[order], scores[order], ratings[order]
         return self.described(items, score=scores[:n], rating=ratings)
 
-    def described(self, items: np.ndarray | torch.Tensor, **columns) -> pd.DataFrame:
+    def described(self, items: np.ndarray | torch.Tensor, **columns) -> "pd.DataFrame":
         """Rows of items (n,) by original id, with columns (n,), and titles where there are any."""
         items = np.asarray(items)
+        import pandas as pd
+
         columns = {name: np.asarray(values) for name, values in columns.items()}
         frame = pd.DataFrame({"item": self.data.item_labels[items], **columns})
         if self.data.item_titles is not None:

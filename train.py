@@ -110,12 +110,13 @@ def make_stack(args: dict, data: Interactions, runs: list[dict], splits: list[Sp
     members = range(args["ensemble"])
     keys = [f"{run['seed']}.{m}" if m else run["seed"] for run in runs for m in members]
     net = MultiTaskNet(data.n_users, data.n_items, seeds=keys, **pick(Structure, args))
+    train = [split.train for split in splits for _ in members]
     return Stack(
         net.to(args["device"]),
         data.user_ids,
         data.item_ids,
         data.ratings,
-        np.stack([split.train for split in splits for _ in members]),
+        np.stack(train) if len(train) > 1 else train[0][None],  # millions of rows are not copied
         seeds=keys,
         lambda_f=[run["lambda_f"] or 0.0 for run in runs for _ in members],
         lambda_r=[run["lambda_r"] or 0.0 for run in runs for _ in members],
