@@ -31,8 +31,9 @@ status = open("/proc/self/status").read()
 print(time.process_time() - start, int(re.search(r"VmHWM:\s*(\d+)", status)[1]) / 2**20)"""
 
 
-def write_ratings(path: Path, rows: int) -> None:
-    share = (rows / 20_000_000) ** 0.5
+def write_ratings(path: Path, rows: int, sized_like: int | None = None) -> None:
+    """A ratings file, with as many users and items as one of ``sized_like`` rows would have."""
+    share = ((sized_like or rows) / 20_000_000) ** 0.5
     made = synthetic(round(138_493 * share), round(26_744 * share), rows, seed=0)
     table = {"userId": made.user_ids + 1, "movieId": made.item_ids + 1}
     table["rating"] = made.ratings - np.random.default_rng(0).integers(0, 2, rows) / 2

@@ -1,13 +1,14 @@
 """What do threads, processes and size cost or gain? One record a measurement.
 
     python -m checks.scale              # all of them, in turn
-    python -m checks.scale stack threads
+    python -m checks.scale start sparse
 
 What is compared is measured in turn, pair by pair, and a ratio is the median of the pairs' ratios:
 absolute times drift from minute to minute. A line goes to stdout and to results/scale.jsonl.
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -17,12 +18,13 @@ from statistics import median
 from types import SimpleNamespace
 
 import numpy as np
+import torch
 
 from arguments import Parser, number
 from checks.bench import DIM, LARGE, StackLoop, in_turn, median_ratio, record, set_machine, timed
 from checks.load import write_ratings
 from checks.synthetic import synthetic
-from data import random_split
+from data import load, random_split
 from evaluation import SCORES, Evaluator
 from models import MultiTaskNet
 from study.records import append
@@ -51,14 +53,17 @@ def measurement(function: Callable[[int], dict]) -> Callable[[int], dict]:
 def start(pairs: int) -> dict:
     """CPU seconds from `import torch` to the first step: ml-100k, and 20 million from the cache."""
 
+    compiled = os.environ | {"PYTHONDONTWRITEBYTECODE": ""}  # as at any start but the first
+
     def seconds(*words: str) -> float:
         command = [sys.executable, "-c", FIRST_STEP, *words, "--overwrite", "--out"]
-        return float(subprocess.check_output([*command, f"{folder}/run"], stderr=-3))
+        return float(subprocess.check_output([*command, f"{folder}/run"], stderr=-3, env=compiled))
 
     with tempfile.TemporaryDirectory() as folder:
         write_ratings(Path(folder, "ratings.csv"), LARGE[2])
         small, large = (), ("--data", f"{folder}/ratings.csv")
         seconds(*large)  # reads the file, and keeps its arrays
+        seconds(*small)
         taken = {"ml_100k": [seconds(*small) for _ in range(pairs)]}
         taken["20_million"] = [seconds(*large) for _ in range(pairs)]
     return {"cpu_seconds": {name: median(x) for name, x in taken.items()}}
@@ -100,6 +105,63 @@ def evaluation(pairs: int) -> dict:
     seconds, ratio = {x: median(s) for x, s in taken.items()}, median_ratio(*taken.values())
     size = dict(users=data.n_users, items=data.n_items, dim=DIM)
     return {**size, "seconds": seconds, "ratio": ratio}
+
+
+def trained(folder: str, processes: int, *words: str) -> list[dict]:
+    """The results of a command of train.py by so many processes of a thread."""
+    command = [sys.executable]
+    if processes > 1:
+        command += ["-m", "torch.distributed.run", "--standalone"]
+        command += ["--nproc-per-node", str(processes)]
+    command += ["train.py", "--shared", *words, "--overwrite", "--out", f"{folder}/{processes}"]
+    last = json.loads(subprocess.check_output(command, stderr=-3).splitlines()[-1])
+    return last if isinstance(last, list) else [last]
+
+
+def compared(pairs: int, *words: str) -> dict:
+    """Training by one process and by two: seconds, their ratio, and how far results differ."""
+    with tempfile.TemporaryDirectory() as folder:
+        rounds = [[trained(folder, n, *words) for n in (1, 2)] for _ in range(pairs)]
+    taken = [[max(x["train_seconds"] for x in results) for results in pair] for pair in rounds]
+    one, two = zip(*taken, strict=True)
+    told = {"seconds": {"1": median(one), "2": median(two)}, "ratio": median_ratio(one, two)}
+    for name in ("mrr", "mse"):
+        each = [[x[name] for x in results] for results in rounds[0]]
+        told[f"{name}_differs"] = float(np.max(np.abs(np.divide(*each) - 1)))
+    return told
+
+
+@measurement
+def shared_runs(pairs: int) -> dict:
+    """Seconds of training 16 runs of ml-100k, as one stack and by two processes, 8 runs each."""
+    return {"runs": 16, "epochs": 5} | compared(pairs, "--seeds", "0-15", "--epochs", "5")
+
+
+@measurement
+def shared_batches(pairs: int) -> dict:
+    """Seconds of training one run of MovieLens 20M's users and items, by one and two processes."""
+    with tempfile.TemporaryDirectory() as folder:
+        data, n = f"{folder}/ratings.csv", 4_000_000
+        write_ratings(Path(data), n, LARGE[2])
+        words = "--epochs", "1", "--data", data, "--batch-size"
+        by_batch = {size: compared(pairs, *words, str(size)) for size in (16_384, 65_536)}
+    return dict(users=LARGE[0], items=LARGE[1], interactions=n, by_batch_size=by_batch)
+
+
+@measurement
+def threads(pairs: int) -> dict:
+    """Seconds of an epoch of ml-100k by one thread and by two, at three sizes of batch."""
+    data, loops, told = load("ml-100k"), {}, {}
+    for size in (256, 4_096, 65_536):
+        loop = StackLoop(data, random_split(data, 0).train, batch_size=size)
+        for n in (1, 2):
+            loops[size, n] = lambda n=n, loop=loop: (torch.set_num_threads(n), loop())[1]
+    taken = in_turn(loops, 2 * pairs)
+    torch.set_num_threads(1)
+    for size, _ in list(loops)[::2]:
+        one, two = taken[size, 1], taken[size, 2]
+        told[size] = {"seconds": [median(one), median(two)], "ratio": median_ratio(two, one)}
+    return {"by_batch_size": told}
 
 
 def main(argv: list[str] | None = None) -> int:
