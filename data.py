@@ -12,6 +12,7 @@ A named data set is one entry of `DATASETS`; it is fetched on first use and kept
 """
 
 import hashlib
+import io
 import shutil
 import subprocess
 import sys
@@ -216,13 +217,12 @@ def load(
     else:
         names = ", ".join(map(repr, DATASETS))
         missing, right = f"neither a known data set ({names}) nor a file", "a file of ratings"
-        content, shown = ratings_file.read_file(source, missing, right)
-        data = Interactions(
-            **ratings_file.read_table(content, shown, columns), name=Path(source).name
-        )
+        with ratings_file.opened(source, missing, right) as (file, shown):
+            columns = ratings_file.read_table(file, shown, columns)
+        data = Interactions(**columns, name=Path(source).name)
     if titles:
-        file = ratings_file.read_file(titles, "no file", "a file of titles")
-        named = ratings_file.read_titles(*file, data.item_labels)
+        with ratings_file.opened(titles, "no file", "a file of titles") as (file, shown):
+            named = ratings_file.read_titles(file.read(), shown, data.item_labels)
         require(any(named), f"{titles} has no title for any item of {source}", "the same item ids")
         data = replace(data, item_titles=named)
     return data
@@ -363,7 +363,7 @@ def _load_named(name: str) -> Interactions:
 
 def _read_archive(name: str, source: Source, archive: bytes) -> Interactions:
     dataset, table = DATASETS[name], ratings_file.unpack(archive, name, source.ratings)
-    columns = ratings_file.read_table(table, source.ratings, source.columns)
+    columns = ratings_file.read_table(io.BytesIO(table), source.ratings, source.columns)
     if source.titles:
         titles = ratings_file.unpack(archive, name, source.titles), source.titles
         columns["item_titles"] = ratings_file.read_titles(*titles, columns["item_labels"])

@@ -73,7 +73,7 @@ def proved(stack, batches: list | None = None) -> bool:
             for parameter in twin.memory.parameters:
                 draw = torch.randn(parameter.shape, generator=stream)
                 parameter.data.copy_(draw * (scale / parameter.shape[-1] ** 0.25))
-            for batch in [*probes(stack, first[0]), some] if scale == 1 else [some]:
+            for batch in [*probes(stack, first[0], some), some] if scale == 1 else [some]:
                 problem = problem or differs(twin, batch)
     except Exception as error:  # if it is the model's own, training will meet it too
         problem = f"what it raises, {type(error).__name__},"
@@ -97,8 +97,9 @@ def joined(batches: list, size: int):
     return type(batches[0])(*(x[0] if x[0] is None else torch.cat(x, 1)[:, :size] for x in columns))
 
 
-def probes(stack, first) -> list:
-    """The first batch, one of the last one's size, and batches with every user and every item."""
+def probes(stack, first, some) -> list:
+    """The first batch if it is another than `some`, one of the last one's size, and batches with
+    every user and every item."""
     net, size = stack.net, stack.options.batch_size
     ids = torch.arange(max(net.n_users, net.n_items), device=stack.device)
     columns = [ids % net.n_users, ids % net.n_items, stack.ratings[ids % len(stack.ratings)]]
@@ -107,7 +108,8 @@ def probes(stack, first) -> list:
     parts = [x.expand(len(first.items), -1).split(parts, 1) for x in columns]
     every = [type(first)(*part) for part in zip(*parts, strict=True)]
     short = stack.train.shape[1] % size
-    return [first, *[joined([first], short)] * bool(short), *every]
+    whole = [first] * (first.size != some.size)
+    return [*whole, *[joined([first], short)] * bool(short), *every]
 
 
 def differs(twin, batch) -> str | None:

@@ -21,6 +21,7 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pooch
@@ -70,30 +71,36 @@ def cache_folder() -> Path:
     return Path(os.environ.get("MULTITASK_DATA") or pooch.os_cache("multitasknet"))
 
 
-def read_file(source: str | Path, missing: str, right: str) -> tuple[bytes, str]:
-    """A file's bytes, and its path as errors show it."""
+@contextlib.contextmanager
+def opened(source: str | Path, missing: str, right: str) -> Iterator[tuple[BinaryIO, str]]:
+    """A file to read, and its path as errors show it."""
     path = Path(source)
     shown = str(path) if str(path).isprintable() else repr(str(path))
     require(os.path.exists(path), f"{short(str(source))} is {missing}", right)
     require(path.is_file(), f"{shown} is a folder or a device", right)
     try:
-        return path.read_bytes(), shown
+        with path.open("rb") as file:
+            yield file, shown
     except OSError as error:
         raise wrong(f"{shown} can't be read ({one_line(error)})", "a readable file") from None
 
 
-def read_table(content: bytes, shown: str, columns: str | None = None) -> dict:
-    """The columns of `Interactions` in a file's bytes, or what was kept of an earlier reading.
+def read_table(file: BinaryIO, shown: str, columns: str | None = None) -> dict:
+    """The columns of `Interactions` in a file, or what was kept of an earlier reading.
 
     `columns` tells which is which, as in "user=uid,item=3", where their names don't. Raises
     ValueError: one line that names the file as `shown`, the place, and what would be right.
     """
-    sha256 = hashlib.sha256(content).hexdigest()
+    sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     # The reader's own hash is in the name: an edited one never meets another's arrays.
     reader = hashlib.sha256(Path(__file__).read_bytes() + repr(columns).encode()).hexdigest()
-    path, large = cache_folder() / f"rows-{sha256}-{reader[:16]}.npz", len(content) >= KEPT_FROM
+    path, large = cache_folder() / f"rows-{sha256}-{reader[:16]}.npz", file.tell() >= KEPT_FROM
     arrays = _recall(path) if large else None
     if arrays is None:
+        file.seek(0)
+        content = file.read()
+        changed = hashlib.sha256(content).hexdigest() != sha256
+        require(not changed, f"{shown} changed while it was read", "a file that stays as it is")
         arrays = _parse(content, shown, columns)
         _keep(path, arrays if large else {})
     arrays = {"timestamps": None, "item_titles": None, **arrays, "sha256": sha256}

@@ -56,8 +56,9 @@ def start(pairs: int) -> dict:
     compiled = os.environ | {"PYTHONDONTWRITEBYTECODE": ""}  # as at any start but the first
 
     def seconds(*words: str) -> float:
-        command = [sys.executable, "-c", FIRST_STEP, *words, "--overwrite", "--out"]
-        return float(subprocess.check_output([*command, f"{folder}/run"], stderr=-3, env=compiled))
+        command = [sys.executable, "-c", FIRST_STEP, *words, "--out"]
+        out = tempfile.mkdtemp(dir=folder)
+        return float(subprocess.check_output([*command, out], stderr=-3, env=compiled))
 
     with tempfile.TemporaryDirectory() as folder:
         write_ratings(Path(folder, "ratings.csv"), LARGE[2])

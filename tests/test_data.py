@@ -400,7 +400,7 @@ def test_load_keeps_labels_as_text_unless_all_are_canonical_integers(tmp_path, o
 def test_load_refuses_unknown_names_folders_and_unreadable_files(tmp_path, monkeypatch):
     path = write(tmp_path, HEADER + "1,2,3,4\n")
     denied = mock.Mock(side_effect=PermissionError(13, "Permission denied"))
-    monkeypatch.setattr(Path, "read_bytes", denied)
+    monkeypatch.setattr(Path, "open", denied)
     for source, complaint in (
         ("ml-1k", "'ml-1k' is neither a known data set .'ml-100k', .*. nor a file; a file of"),
         ("x" * 5000 + "\n\0", "neither"),
