@@ -35,8 +35,8 @@ def records_text(results: Path) -> dict[str, str]:
     counts = {k: n for k, n in counts.items() if k not in ("seed", "seconds", "survivors")}
     rows = [f"| {k.replace('_', ' ')} | {n:,.0f} |" for k, n in counts.items()]
     told["counts"] = "\n".join(rows)
-    hardware = {bench[kind]["hardware"] for kind in ("ratios", "scaling")}
-    told |= {"hardware": ", ".join(sorted(hardware)), "torchjd": bench["torchjd"]}
+    hardware = dict.fromkeys(bench[kind]["hardware"] for kind in ("ratios", "scaling"))
+    told |= {"hardware": ", ".join(hardware), "torchjd": bench["torchjd"]}
     told["millions"] = {k: n / 1e6 for k, n in ratios["samples_per_second_at_4096"].items()}
     told["growth"] = large["seconds_per_million"] / sizes["1000000"]["seconds_per_million"]
     told["gib"] = whole["peak_mib"] / 1024

@@ -137,7 +137,7 @@ def shared_runs(pairs: int) -> dict:
     """Seconds of 16 and of 64 runs of ml-100k, as one stack and by two processes, each half."""
     told = {}
     for runs, epochs in ((16, 8), (64, 2)):
-        told[runs] = compared(pairs, "--seeds", f"0-{runs - 1}", "--epochs", str(epochs))
+        told[f"of_{runs}"] = compared(pairs, "--seeds", f"0-{runs - 1}", "--epochs", str(epochs))
     return {"by_runs": told}
 
 
@@ -145,11 +145,11 @@ def shared_runs(pairs: int) -> dict:
 def shared_batches(pairs: int) -> dict:
     """Seconds of training one run of MovieLens 20M's users and items, by one and two processes."""
     with tempfile.TemporaryDirectory() as folder:
-        data, n = f"{folder}/ratings.csv", 4_000_000
-        write_ratings(Path(data), n, LARGE[2])
+        data, rows = f"{folder}/ratings.csv", 4_000_000
+        write_ratings(Path(data), rows, LARGE[2])
         words = "--epochs", "1", "--data", data, "--batch-size"
-        by_batch = {size: compared(pairs, *words, str(size)) for size in (16_384, 65_536)}
-    return dict(users=LARGE[0], items=LARGE[1], interactions=n, by_batch_size=by_batch)
+        by_batch = {f"of_{n}": compared(pairs, *words, str(n)) for n in (16_384, 65_536)}
+    return dict(users=LARGE[0], items=LARGE[1], interactions=rows, by_batch_size=by_batch)
 
 
 @measurement
@@ -164,7 +164,10 @@ def threads(pairs: int) -> dict:
     torch.set_num_threads(1)
     for size, _ in list(loops)[::2]:
         one, two = taken[size, 1], taken[size, 2]
-        told[size] = {"seconds": [median(one), median(two)], "ratio": median_ratio(two, one)}
+        told[f"of_{size}"] = {
+            "seconds": [median(one), median(two)],
+            "ratio": median_ratio(two, one),
+        }
     return {"by_batch_size": told}
 
 
