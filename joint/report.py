@@ -3,7 +3,8 @@
     python -m joint.report
 
 RESULTS.md is joint/RESULTS.md.in with its placeholders filled in, as study/report.py does it, from
-unseen.jsonl, recipe.jsonl, tuning.jsonl, baselines.jsonl and baselines_tuning.jsonl in results/.
+unseen.jsonl, future.jsonl, recipe.jsonl, tuning.jsonl, baselines.jsonl and baselines_tuning.jsonl
+in results/.
 What isn't there yet shows as "—", and the command says what computes it.
 
     {best.mrr}               0.1498    the mean over the splits; of the temporal {temporal.best.mrr}
@@ -23,6 +24,7 @@ import pandas as pd
 from arguments import Parser, pick, seed_list
 from joint.design import (
     ARMS,
+    COMPARED,
     METRICS,
     OVERLAP,
     RIVALS,
@@ -33,6 +35,7 @@ from joint.design import (
     UNSEEN,
     label,
 )
+from joint.future import GROUPS
 from joint.tune import ranked
 from models import MultiTaskNet, Structure
 from run_folder import write_whole
@@ -259,6 +262,21 @@ def unseen(lines: list[dict]) -> tuple[dict[str, str], dict[str, str]]:
     return numbers, {"unseen": table, "readme_joint": table, "unseen_levels": levels}
 
 
+def future(lines: list[dict]) -> tuple[dict[str, str], dict[str, str]]:
+    """What each method gets on the groups of joint/future.py: rows of each, and the table."""
+    heads, cells = ["method"], {}
+    runs = pd.DataFrame(lines, columns=["method", "group", "seed", "rows", *METRICS])
+    numbers = {f"future.{x}.rows": f"{n:,}" for x, n in runs.groupby("group").rows.first().items()}
+    for metric, group in product(METRICS, GROUPS):
+        heads.append(f"{metric.upper()}, {group}")
+        for method, own in runs[runs.group == group].groupby("method")[metric]:
+            shown = f"{Estimate(own.astype(float), 4):sd}" if own.notna().all() else "—"
+            cells.setdefault(method, []).append(shown)
+    order = [method for method in COMPARED if method in cells]
+    rows = [[label(method), *cells[method]] for method in order]
+    return numbers, {"future": markdown_table(heads, rows)}
+
+
 def documents(results: Path) -> tuple[str, dict[str, str], list[str]]:
     """RESULTS.md, the tables of it and of the README, and the commands that would complete them."""
     runs = Runs(results)
@@ -266,9 +284,11 @@ def documents(results: Path) -> tuple[str, dict[str, str], list[str]]:
     numbers = run_numbers(runs) | cost_numbers(runs.recipe) | search_numbers(*searches)
     tables = results_tables(runs, numbers)
     apart = unseen(read(results / "unseen.jsonl"))
-    numbers, tables = numbers | apart[0], tables | apart[1]
+    later = future(read(results / "future.jsonl"))
+    numbers, tables = numbers | apart[0] | later[0], tables | apart[1] | later[1]
     there = {
         "recipe": {*ARMS} <= {*runs.frame.name} and any("seconds" in x for x in runs.recipe),
+        "future": later[0],
         "baselines": runs.frame.method.notna().any(),
         "tune --out results": searches[0],
         "tune --out results --method ease, and so on": searches[1],
