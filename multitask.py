@@ -591,7 +591,7 @@ class Stack:
         if self.written_out:
             first = gradients.ahead(self, batches)
             batches = chain(first, batches)
-            if epoch and not gradients.proved(self, first):  # before the first it has just been
+            if not gradients.proved(self, first):
                 self.written_out, self.captured = False, None
         self.part.begin()
         for k, batch in enumerate(batches):

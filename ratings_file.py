@@ -91,10 +91,10 @@ def read_table(file: BinaryIO, shown: str, columns: str | None = None) -> dict:
     `columns` tells which is which, as in "user=uid,item=3", where their names don't. Raises
     ValueError: one line that names the file as `shown`, the place, and what would be right.
     """
-    sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    sha256, size = hashlib.file_digest(file, "sha256").hexdigest(), file.seek(0, io.SEEK_END)
     # The reader's own hash is in the name: an edited one never meets another's arrays.
     reader = hashlib.sha256(Path(__file__).read_bytes() + repr(columns).encode()).hexdigest()
-    path, large = cache_folder() / f"rows-{sha256}-{reader[:16]}.npz", file.tell() >= KEPT_FROM
+    path, large = cache_folder() / f"rows-{sha256}-{reader[:16]}.npz", size >= KEPT_FROM
     arrays = _recall(path) if large else None
     if arrays is None:
         file.seek(0)

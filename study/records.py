@@ -7,6 +7,7 @@ write_blocks(document, tables)                           between <!-- table: NAM
 """
 
 import contextlib
+import glob
 import importlib.metadata
 import json
 import os
@@ -48,8 +49,9 @@ def append(path: Path, records: Iterable[dict]) -> None:
     before = path.read_bytes() if path.exists() else b""
     if (whole := before.rfind(b"\n") + 1) < len(before):
         os.truncate(path, whole)
-    with path.open("ab", buffering=0) as file:
+    with path.open("ab") as file:
         file.write(as_text(records).encode())
+        file.flush()
         os.fsync(file.fileno())
 
 
@@ -60,21 +62,31 @@ def provenance(*packages: str) -> dict:
     return made
 
 
+def part_file(path: Path, part: tuple[int, int]) -> Path:
+    """Where the k-th of n parts of a results file puts its lines."""
+    return path.with_stem("{}.part-{}-of-{}".format(path.stem, *part))
+
+
+def part_files(path: Path) -> list[Path]:
+    stem, suffix = glob.escape(path.stem), glob.escape(path.suffix)
+    return sorted(path.parent.glob(f"{stem}.part-*-of-*{suffix}"))
+
+
 class Results:
     """A results file of whole stacks; `done` names those that need not be computed.
 
     A stack's lines are appended in one write. The last stack of the file, where it was cut short,
     is dropped and to be done again. `expected` tells each stack's "runs" and, where it trains, its
     "epochs". Of a `part` (k, n) the lines go to a file beside it, NAME.part-k-of-n.jsonl, and what
-    that and other parts hold is done too; without one the parts' files are taken in and removed,
-    each stack once. Raises ValueError when the file holds one of another size: nothing is thrown
-    away.
+    that and other parts hold is done too; without one the stacks of the parts' files are taken in,
+    each once, and the files removed, but for one that holds others than those expected. Raises
+    ValueError when a file holds a stack of another size: nothing is thrown away.
     """
 
     def __init__(self, path: Path, expected: dict[str, dict], part: tuple[int, int] | None = None):
         self.whole = self.path = path
         if part:
-            self.path = path.with_stem("{}.part-{}-of-{}".format(path.stem, *part))
+            self.path = part_file(path, part)
         self.lock, self.expected = threading.Lock(), expected
         records = read(self.path)
         self.done = set(self._stacks(self.path, records))
@@ -84,14 +96,16 @@ class Results:
             write_whole(self.path, kept.encode())
         self.merged = set(self.done)  # what the parts need not share among them
         for other in self._others():
-            stacks = self._stacks(other, read(other))
-            if not part:
-                for name in [name for name in stacks if name not in self.done]:
-                    self.append(stacks[name])
+            stacks = self._stacks(other, records := read(other))
+            if part:
+                self.merged = set(stacks) if other == path else self.merged
+                self.done |= stacks.keys()
+                continue
+            for name in [x for x in stacks if x in expected and x not in self.done]:
+                self.append(stacks[name])
+                self.done.add(name)
+            if {record["stack"] for record in records} <= expected.keys():
                 other.unlink()
-            elif other == path:
-                self.merged = set(stacks)
-            self.done |= stacks.keys()
 
     def lines(self) -> dict[str, list[dict]]:
         """Of each stack the lines, whichever part has computed it."""
@@ -99,8 +113,7 @@ class Results:
         return {n: x for path in files for n, x in self._stacks(path, read(path)).items()}
 
     def _others(self) -> list[Path]:
-        parts = self.whole.parent.glob(f"{self.whole.stem}.part-*-of-*{self.whole.suffix}")
-        return [path for path in [self.whole, *sorted(parts)] if path != self.path]
+        return [path for path in [self.whole, *part_files(self.whole)] if path != self.path]
 
     def _stacks(self, path: Path, records: list[dict]) -> dict[str, list[dict]]:
         """A file's whole stacks."""

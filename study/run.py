@@ -28,19 +28,21 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 import distributed
 import train
 from arguments import Parser, number, resolve, seed_list
 from data import load, random_split, temporal_split
 from evaluation import FullRanking, baselines, ranked
-from run_folder import finished_results, load_run, locked, read_resume, write_whole
+from run_folder import finished_results, load_run, read_resume, write_whole
 from study import faults
 from study.controls import controlled, register, source, tell_weights
 from study.design import BASELINES, DATA, EXPERIMENTS, PLANTED, TESTED, VARIANTS, WORKERS, plan
-from study.records import Results, as_text, provenance, read
+from study.records import Results, as_text, part_file, part_files, provenance, read
 
 ROOT = Path(__file__).parents[1]
+PATIENCE = 10  # seconds
 CURVES = ("factorization_loss", "regression_loss", "joint_loss", "mrr", "mse", "val_mrr", "val_mse")
 CURVES += ("users_cosine", "users_norm_ratio", "items_cosine", "items_norm_ratio")
 CURVES += ("weight_f", "weight_r", "norm_ratio", "weighted_norm_ratio")
@@ -207,7 +209,7 @@ def run_stacks(
     for stack in controls:
         if missing := [name for name in stack["mirrors"] if name not in there]:
             print(f"{stack['stack']}: needs {missing[0]} first", file=sys.stderr, flush=True)
-            fine = False
+            fine = fine and results.path != results.whole and distributed.size() == 1  # a part's
             continue
         ready.append(controlled(stack, [x for name in stack["mirrors"] for x in there[name]]))
     return train_all(ready) and fine
@@ -229,7 +231,8 @@ def compute(
 ) -> bool:
     """Train what a results file lacks: all of it, a part, or by torchrun each process a part.
 
-    Whether all went well. Raises ValueError while another command trains the same part, or any.
+    Whether all went well; a part may leave controls to a later command. Raises ValueError while
+    another command trains the same part, or without a part while any does.
     """
     expected, first = {stack["stack"]: stack for stack in stacks}, distributed.rank() == 0
     several, whole = distributed.size() > 1, not part
@@ -237,24 +240,39 @@ def compute(
         if part:
             raise ValueError("torchrun's processes are the parts: go without --part")
         part = distributed.rank() + 1, distributed.size()
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as held, contextlib.ExitStack() as own:
         with distributed.agreed():
-            own = runs / ("whole" if whole else "part-{}-of-{}".format(*part))
-            own.mkdir(parents=True, exist_ok=True)
-            if first or not several:
-                held.enter_context(locked(own))
             if first and whole:
-                for folder in runs.glob("part-*-of-*"):
-                    with locked(folder):
+                held.enter_context(owned(out))
+                for path in part_files(out):
+                    with owned(path):
                         pass
                 results = Results(out, expected)  # takes in what parts have left
         with distributed.agreed():
             if part:
+                own.enter_context(owned(part_file(out, part)))
+                if not several:  # the other parts ask the same, for a moment
+                    with owned(out, PATIENCE):
+                        pass
                 results = Results(out, expected, part)
-        fine = not distributed.largest(not run_stacks(stacks, results, runs, workers, part))
+        fine = run_stacks(stacks, results, runs, workers, part)
+        own.close()
+        fine = not distributed.largest(not fine)
         if several and first:
-            Results(out, expected)
+            fine = fine and expected.keys() <= Results(out, expected).done
     return fine
+
+
+@contextlib.contextmanager
+def owned(path: Path, patience: float = 0):
+    """Within it a results file, there or not, is this command's: raises ValueError if another's."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(path.with_name(f".{path.name}.lock"), timeout=patience):
+            yield
+    except Timeout:
+        told = "belongs to another command while that runs: wait, or name another by --out"
+        raise ValueError(f"{path} {told}") from None
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -288,6 +306,8 @@ def main(argv: list[str] | None = None) -> int:
         fault = {"experiment": "faults", "fault": name, "seeds": few, "arguments": []}
         stacks.append({**fault, "stack": f"faults {name}", "runs": len(few), "epochs": epochs})
     stacks = [stack for stack in stacks if stack["experiment"] in chosen]
+    if args.dry_run and args.part:
+        parser.error("--dry-run lists all parts: go without --part")
     if args.dry_run:
         for stack in stacks:
             print(f"{stack['stack']:32} {stack['runs']:4}  {' '.join(stack['arguments'])}")

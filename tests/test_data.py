@@ -715,6 +715,17 @@ def test_a_large_file_is_read_once_and_then_recalled_the_same(
     assert len(list(kept.iterdir())) == 2
 
 
+def test_a_named_data_set_is_read_once_too(kept, monkeypatch):
+    kept.mkdir()
+    source = data.DATASETS["filmtrust"].sources[0]
+    source.path.write_bytes(archive(source, "1 2 3\n4 5 6\n"))
+    told = replace(data.DATASETS["filmtrust"], counts=(2, 2, 2), sha256=None)
+    monkeypatch.setitem(data.DATASETS, "filmtrust", told)
+    first = everything(data.load("filmtrust"))
+    monkeypatch.delattr(ratings_file, "_parse")
+    assert everything(data.load("filmtrust")) == first
+
+
 @pytest.mark.parametrize("place", [0.0, 0.2, 0.5, 0.8, 0.999])
 @pytest.mark.parametrize("cut", [True, False])
 def test_damaged_kept_arrays_are_ignored_and_replaced(kept, tmp_path, place, cut, capsys):

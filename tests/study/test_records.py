@@ -55,6 +55,14 @@ def test_parts_share_no_file_and_are_merged_each_stack_once(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_part_of_which_a_command_expects_nothing_stays_as_it_is(tmp_path):
+    path = tmp_path / "s[1].jsonl"
+    Results(path, WANT, part=(1, 2)).append([{"stack": "a", "stack_size": 3, "epochs": 1}] * 2)
+    assert Results(path, {"b": WANT["b"]}).done == set() and not path.read_text()
+    assert Results(path, WANT).done == set()  # cut short
+    assert list(tmp_path.iterdir()) == [path] and not path.read_text()
+
+
 def test_a_torn_last_line_is_left_out_and_any_other_fault_is_named(tmp_path):
     path = tmp_path / "new/results.jsonl"
     assert records.read(path) == []

@@ -139,11 +139,27 @@ def test_jobs_of_a_cluster_end_with_the_lines_of_one_command(start, alone, studi
     jobs = [start("jobs", part=(k, 2)) for k in (1, 2)]
     time.sleep(4)
     jobs[1].kill()  # and is started again
-    jobs = [jobs[0].wait(), jobs[1].wait(), start("jobs", part=(2, 2)).wait()]
-    assert jobs[1] == -signal.SIGKILL and jobs[2] == 0
+    assert jobs[1].wait() == -signal.SIGKILL
+    again = start("jobs", part=(2, 2))
+    assert jobs[0].wait() == again.wait() == 0  # a control may be left for later
     assert not (studies / "jobs/s.jsonl").exists()
     assert start("jobs").wait() == 0
     assert lines(studies / "jobs") == alone[0]
+
+
+def test_commands_that_would_write_the_same_lines_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "PATIENCE", 0)
+    out, parts = tmp_path / "s.jsonl", [(1, 2), (2, 2)]
+    for held, refused in ((out, [None, *parts]), (run.part_file(out, (1, 2)), [None, (1, 2)])):
+        held.touch()
+        with run.owned(held):
+            for part in [None, *parts]:
+                if part not in refused:
+                    assert run.compute([], out, tmp_path, 1, part)
+                    continue
+                with pytest.raises(ValueError, match=f"{held.name} belongs to another command"):
+                    run.compute([], out, tmp_path, 1, part)
+    assert all(run.compute([], out, tmp_path, 1, part) for part in [*parts, None])
 
 
 def test_torchruns_processes_end_with_the_lines_of_one_command(start, alone, studies):
