@@ -148,8 +148,10 @@ def pairwise_step(stack, batch) -> tuple[Tensor, Tensor, Tensor | None]:
     layer, output = net.rating_head.hidden, net.rating_head.output
     runs, size = batch.items.shape
     d_f, d_r = net.ranking_dim, net.rating_dim
-    user_ids = (users + net.run * net.n_users).flatten()
-    item_ids = (torch.cat([items, negatives], 1) + net.run * net.n_items).flatten()
+    user_ids, item_ids = users, torch.cat([items, negatives], 1)
+    if runs > 1:  # empty operations, too, cost as much as small ones
+        user_ids, item_ids = user_ids + net.run * net.n_users, item_ids + net.run * net.n_items
+    user_ids, item_ids = user_ids.flatten(), item_ids.flatten()
     u = F.embedding(user_ids, net.users.flatten(0, 1)).view(runs, size, -1)
     q = F.embedding(item_ids, net.items.flatten(0, 1)).view(runs, 2 * size, -1)
     positive, negative = q[:, :size], q[:, size:]
@@ -157,7 +159,7 @@ def pairwise_step(stack, batch) -> tuple[Tensor, Tensor, Tensor | None]:
     # Ranking: d = u·(q⁺ − q⁻) + b⁺ − b⁻. The user bias cancels, so its gradient is zero.
     u_f = u[..., :d_f]
     difference = positive[..., :d_f] - negative[..., :d_f]
-    bias = net.item_bias.flatten()[item_ids].view(runs, 2 * size)
+    bias = net.item_bias.flatten().gather(0, item_ids).view(runs, 2 * size)
     margin = (u_f * difference).sum(-1).add_(bias[:, :size]).sub_(bias[:, size:])
     ordered = margin.sigmoid()
     if stack.options.loss == "sigmoid":
@@ -207,12 +209,14 @@ def pairwise_step(stack, batch) -> tuple[Tensor, Tensor, Tensor | None]:
         (to_positive, to_q, u_r, u_f),
     ):
         torch.addcmul(to_window, to_product, other, out=to_rows[..., own_dims:])
-        torch.mul(slopes, factor[..., :own_dims], out=to_rows[..., :own_dims])
+        if own_dims:
+            torch.mul(slopes, factor[..., :own_dims], out=to_rows[..., :own_dims])
         if not apart:
             to_rows[..., common].addcmul_(slopes, factor[..., common])
-    torch.mul(-slopes, u_f, out=to_negative[..., :d_f])
-    to_negative[..., d_f:] = 0
-    to_item_bias, to_user_bias = torch.cat([slopes, -slopes], 1), torch.zeros_like(slopes)
+    to_item_bias = torch.cat([slopes, -slopes], 1)
+    torch.mul(to_item_bias[:, size:], u_f, out=to_negative[..., :d_f])
+    if d_f < net.width:
+        to_negative[..., d_f:] = 0
     rows = [(net.users, user_ids, to_users), (net.items, item_ids, to_items)]
     rows.append((net.item_bias, item_ids, to_item_bias))
     tasks, gram = [], None  # where the tasks are kept apart: what each has of rows, where shared
@@ -222,6 +226,7 @@ def pairwise_step(stack, batch) -> tuple[Tensor, Tensor, Tensor | None]:
         of_items = torch.cat([of_items, to_negative[..., common]], 1)
         tasks.append((of_items, to_positive[..., common], to_items[..., common]))
     if apart and "user_bias" in stack.memory.columns:  # the rating head's biases too
+        to_user_bias = torch.zeros_like(slopes)
         rows.append((net.user_bias, user_ids, to_user_bias))
         tasks.append((to_item_bias, error[..., None], to_item_bias))
         tasks.append((to_user_bias, error[..., None], to_user_bias))
