@@ -45,6 +45,12 @@ TESTS = {  # of each module, the quickest first
 EQUIVALENT = {
     "'steps': (2, 0.0)}": "both columns count the same steps",
     "n_users = 2 + max(": "one more user, without a test item",
+    "close_matches(name.lower(), known, 2)": "the first alone is told",
+    "zip(*pairs, strict=False)": "both are split alike",
+    "self.size = max(1, 2 ** 16 *": "how many pairs are held at a time",
+    "COMPARED = 2 ** 20": "how much is compared at a time",
+    "ids.sort(stable=False)": "the order within an id is one of summing",
+    "least > 3 * torch.finfo": "a bound of rounding",
 }
 SWAPS = [(ast.Add, ast.Sub), (ast.Mult, ast.Div), (ast.FloorDiv, ast.Mult), (ast.Mod, ast.Mult)]
 SWAPS += [(ast.Pow, ast.Mult), (ast.BitAnd, ast.BitOr), (ast.And, ast.Or), (ast.Lt, ast.LtE)]

@@ -539,6 +539,10 @@ def test_each_named_set_is_read_in_its_own_format_and_checked(tmp_path, what, mo
     assert found in str(refusal.value) and source.path.exists()
 
 
+def test_filmtrust_has_the_counts_that_are_published():
+    assert data.DATASETS["filmtrust"].counts == (35_494, 1_508, 2_071)
+
+
 class Shelf:
     """The data set "tiny", one entry; `serves` holds what a download brings, or its error."""
 

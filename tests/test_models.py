@@ -4,6 +4,7 @@ import pytest
 import torch
 from small import randomise
 
+from arguments import resolve
 from models import RATING_HEADS, MultiTaskNet, OneRun, random_stream
 
 N_USERS, N_ITEMS = 7, 9
@@ -168,3 +169,10 @@ def test_within_an_evaluation_the_catalogue_is_put_together_once():
                 parameter.zero_()
             assert net.catalogue_scores(users).equal(expected)
         assert not net.catalogue_scores(users).equal(expected)
+
+
+def test_tables_are_at_most_as_wide_as_is_told(capsys):
+    assert resolve(["--embedding-dim", "16384"])["embedding_dim"] == 16_384
+    with pytest.raises(SystemExit, match="2"):
+        resolve(["--embedding-dim", "16385"])
+    assert "at most 16384" in capsys.readouterr().err
