@@ -173,6 +173,18 @@ def test_the_proof_and_the_checks_leave_no_trace(monkeypatch):
         assert value is True or torch.equal(value, unchecked.state_dict()[name])
 
 
+def test_gradients_that_differ_where_losses_do_not_are_found(monkeypatch, capsys):
+    rating = MultiTaskNet.rating
+
+    def detached(net, user_ids, item_ids, u, q):
+        return rating(net, user_ids, item_ids, u.detach(), q)
+
+    assert gradients.proved(make_stack())
+    monkeypatch.setattr(MultiTaskNet, "rating", detached)
+    assert not gradients.proved(make_stack())
+    assert "the gradient of users differs" in capsys.readouterr().err
+
+
 def test_the_proof_costs_under_100_ms_on_data_of_ml_100ks_size():
     rng = np.random.default_rng(0)
     columns = rng.integers(943, size=100_000), rng.integers(1682, size=100_000)
