@@ -270,7 +270,7 @@ def future(lines: list[dict]) -> tuple[dict[str, str], dict[str, str]]:
     for metric, group in product(METRICS, GROUPS):
         heads.append(f"{metric.upper()}, {group}")
         for method, own in runs[runs.group == group].groupby("method")[metric]:
-            shown = f"{Estimate(own.astype(float), 4):sd}" if own.notna().all() else "—"
+            shown = show(own.astype(float).mean(), 4) if own.notna().all() else "—"
             cells.setdefault(method, []).append(shown)
     order = [method for method in COMPARED if method in cells]
     rows = [[label(method), *cells[method]] for method in order]
