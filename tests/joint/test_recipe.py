@@ -89,7 +89,7 @@ def test_what_is_missing_is_a_dash_and_named_by_its_command_and_a_run_twice_is_r
     (_, tables, lacking), (nothing, _, commands) = map(documents, (ROOT / "results", tmp_path))
     ends = ["recipe", "baselines", "tune --out results"]
     ends.append("tune --out results --method ease, and so on")
-    ends += [f"unseen --data {name}" for name in UNSEEN]
+    ends += [*(f"unseen --data {name}" for name in UNSEEN), "future"]
     assert {*lacking} <= {*commands[4:]} and commands == [f"python -m joint.{e}" for e in ends]
     assert "on filmtrust not computed yet and not computed yet (0 of 20)" in nothing
     lines = records.read(ROOT / "results/recipe.jsonl")
