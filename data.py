@@ -12,7 +12,6 @@ A named data set is one entry of `DATASETS`; it is fetched on first use and kept
 """
 
 import hashlib
-import io
 import shutil
 import subprocess
 import sys
@@ -362,16 +361,28 @@ def _load_named(name: str) -> Interactions:
 
 
 def _read_archive(name: str, source: Source, archive: bytes) -> Interactions:
-    dataset, table = DATASETS[name], ratings_file.unpack(archive, name, source.ratings)
-    columns = ratings_file.read_table(io.BytesIO(table), source.ratings, source.columns)
-    if source.titles:
-        titles = ratings_file.unpack(archive, name, source.titles), source.titles
-        columns["item_titles"] = ratings_file.read_titles(*titles, columns["item_labels"])
-    data = Interactions(**columns, name=name)
-    counts = "{:,} ratings by {:,} users of {:,} items".format
-    found, right = counts(len(data), data.n_users, data.n_items), counts(*dataset.counts)
-    if dataset.sha256:
-        data = replace(data, sha256=hashlib.sha256(canonical_rows(data)).hexdigest())
-        found, right = found + f", SHA-256 {data.sha256}", right + f", SHA-256 {dataset.sha256}"
-    require(found == right, f"other rows than {name}'s: {found}", right)
-    return data
+    dataset = DATASETS[name]
+
+    def read() -> dict:
+        table = ratings_file.unpack(archive, name, source.ratings)
+        sha256 = hashlib.sha256(table).hexdigest()
+        columns = ratings_file.parse(table, source.ratings, source.columns)
+        if source.titles:
+            titles = ratings_file.unpack(archive, name, source.titles), source.titles
+            columns["item_titles"] = ratings_file.read_titles(*titles, columns["item_labels"])
+        own = {field: columns.get(field) for field in DTYPES}
+        data = Interactions(**own, name=name, sha256=sha256)
+        counts = "{:,} ratings by {:,} users of {:,} items".format
+        found, right = counts(len(data), data.n_users, data.n_items), counts(*dataset.counts)
+        if dataset.sha256:
+            sha256 = hashlib.sha256(canonical_rows(data)).hexdigest()
+            found += f", SHA-256 {sha256}"
+            right += f", SHA-256 {dataset.sha256}"
+        require(found == right, f"other rows than {name}'s: {found}", right)
+        return columns | {"sha256": np.array(sha256)}
+
+    told = source.ratings, source.titles, source.columns, dataset.counts, dataset.sha256
+    told += (hashlib.sha256(Path(__file__).read_bytes()).digest(),)
+    of_archive = hashlib.sha256(archive).hexdigest(), len(archive)
+    columns = ratings_file.kept(*of_archive, source.ratings, told, read)
+    return Interactions(**columns, name=name)

@@ -19,7 +19,7 @@ import os
 import re
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -92,22 +92,34 @@ def read_table(file: BinaryIO, shown: str, columns: str | None = None) -> dict:
     ValueError: one line that names the file as `shown`, the place, and what would be right.
     """
     sha256, size = hashlib.file_digest(file, "sha256").hexdigest(), file.seek(0, io.SEEK_END)
-    # The reader's own hash is in the name: an edited one never meets another's arrays.
-    reader = hashlib.sha256(Path(__file__).read_bytes() + repr(columns).encode()).hexdigest()
-    path, large = cache_folder() / f"rows-{sha256}-{reader[:16]}.npz", size >= KEPT_FROM
-    arrays = _recall(path) if large else None
-    if arrays is None:
+
+    def read() -> dict:
         file.seek(0)
         content = file.read()
         changed = hashlib.sha256(content).hexdigest() != sha256
         require(not changed, f"{shown} changed while it was read", "a file that stays as it is")
-        arrays = _parse(content, shown, columns)
+        return parse(content, shown, columns)
+
+    return kept(sha256, size, shown, columns, read)
+
+
+def kept(sha256: str, size: int, shown: str, told: object, read: Callable[[], dict]) -> dict:
+    """The columns that `read` makes of a file and of what it is told, or those kept of it.
+
+    Kept are those of files from 256 KiB on. Columns that name no hash get the file's.
+    """
+    # The reader's own hash is in the name: an edited one never meets another's arrays.
+    code = hashlib.sha256(Path(__file__).read_bytes() + repr(told).encode()).hexdigest()
+    path, large = cache_folder() / f"rows-{sha256}-{code[:16]}.npz", size >= KEPT_FROM
+    arrays = _recall(path) if large else None
+    if arrays is None:
+        arrays = read()
         _keep(path, arrays if large else {})
-    arrays = {"timestamps": None, "item_titles": None, **arrays, "sha256": sha256}
+    arrays = {"timestamps": None, "item_titles": None, "sha256": sha256, **arrays}
     if dropped := int(arrays.pop("dropped")):
         by = "in the file" if arrays["timestamps"] is None else "by time"
         say(f"{shown}: {dropped:,} repeated (user, item) rows dropped, the last {by} kept")
-    return arrays
+    return arrays | {"sha256": str(arrays["sha256"])}
 
 
 def read_titles(content: bytes, shown: str, items: np.ndarray) -> np.ndarray:
@@ -160,7 +172,7 @@ def unpack(content: bytes, shown: str, wanted: str = "rating") -> bytes:
 # ---------------------------------------------------------------- from text to arrays
 
 
-def _parse(content: bytes, shown: str, columns: str | None) -> dict[str, np.ndarray]:
+def parse(content: bytes, shown: str, columns: str | None) -> dict[str, np.ndarray]:
     """Fields of Interactions, timestamps and titles where there are some, the rows `dropped`."""
     import pandas as pd  # takes longer than all else of a start from the arrays that were kept
 

@@ -708,10 +708,10 @@ def test_a_large_file_is_read_once_and_then_recalled_the_same(
     first, told = everything(load_text(tmp_path, text)), capsys.readouterr().err
     assert len(list(kept.iterdir())) == 1 and "1 repeated" in told
     with monkeypatch.context() as patch:
-        patch.delattr(ratings_file, "_parse")
+        patch.delattr(ratings_file, "parse")
         assert everything(load_text(tmp_path, text)) == first
         assert capsys.readouterr().err == told
-        with pytest.raises(NameError, match="_parse"):
+        with pytest.raises(NameError, match="parse"):
             load_text(tmp_path, text.replace("4,6", "5,6"))
     edited = write(tmp_path, "an edited reader", "reader.py")
     monkeypatch.setattr(ratings_file, "__file__", str(edited))
@@ -719,15 +719,16 @@ def test_a_large_file_is_read_once_and_then_recalled_the_same(
     assert len(list(kept.iterdir())) == 2
 
 
-def test_a_named_data_set_is_read_once_too(kept, monkeypatch):
-    kept.mkdir()
-    source = data.DATASETS["filmtrust"].sources[0]
-    source.path.write_bytes(archive(source, "1 2 3\n4 5 6\n"))
-    told = replace(data.DATASETS["filmtrust"], counts=(2, 2, 2), sha256=None)
-    monkeypatch.setitem(data.DATASETS, "filmtrust", told)
-    first = everything(data.load("filmtrust"))
-    monkeypatch.delattr(ratings_file, "_parse")
-    assert everything(data.load("filmtrust")) == first
+def test_a_named_data_set_is_read_and_compared_once_too(shelf, monkeypatch):
+    monkeypatch.setattr(ratings_file, "KEPT_FROM", 0)
+    first = everything(data.load("tiny"))
+    with monkeypatch.context() as patch:
+        for module, name in ((ratings_file, "parse"), (data, "canonical_rows")):
+            patch.delattr(module, name)
+        assert everything(data.load("tiny")) == first
+    shelf.enter(ARCHIVES, sha256="0")  # another one is wanted now
+    with pytest.raises(FileNotFoundError, match="other rows than tiny's"):
+        data.load("tiny")
 
 
 @pytest.mark.parametrize("place", [0.0, 0.2, 0.5, 0.8, 0.999])
