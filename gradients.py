@@ -104,7 +104,7 @@ def probes(stack, first, some) -> list:
     ids = torch.arange(max(net.n_users, net.n_items), device=stack.device)
     columns = [ids % net.n_users, ids % net.n_items, stack.ratings[ids % len(stack.ratings)]]
     columns.append(columns[1].flip(0))
-    parts = max(size, 2048, len(ids) // 4)  # each costs a pass over the tables
+    parts = max(size, 2048, 2**17 // len(first.items), len(ids) // 4)  # each a pass over tables
     parts = [x.expand(len(first.items), -1).split(parts, 1) for x in columns]
     every = [type(first)(*part) for part in zip(*parts, strict=True)]
     short = stack.train.shape[1] % size
