@@ -76,6 +76,12 @@ EXPERIMENTS = {
     "methods": Experiment("selected", ("shared",), (*PROBES, *METHODS)),
     "filmtrust": Experiment("selected", ("shared",), DECIDING, data="filmtrust"),
     "ml-latest-small": Experiment("selected", ("shared",), DECIDING, data="ml-latest-small"),
+    # Questions 1 and 2 elsewhere, and each task alone.
+    "filmtrust-sharing": Experiment("selected", ("separate", "k16"), data="filmtrust"),
+    "filmtrust-alone": Experiment("selected", ("shared",), (0.0, 1.0), data="filmtrust"),
+    "ml-latest-small-sharing": Experiment("selected", ("separate",), data="ml-latest-small"),
+    "filmtrust-tries": Experiment("selected", ENDS, data="filmtrust", tries=RATES),
+    "filmtrust-tuned": Experiment("selected", ENDS, data="filmtrust", control="tuned"),
     "frozen": Experiment("selected", ("shared",), MOVING, control="frozen"),
     "shuffled": Experiment("selected", ("shared",), MOVING[:5], control="shuffled"),
     # Does sharing help where the tasks are related, and there alone?
@@ -84,6 +90,8 @@ EXPERIMENTS = {
     "scaled": Experiment("selected", ("shared",), (0.99, "mgda", "nash-mtl"), more=SCALED),
     "adam-tries": Experiment("selected", ("shared",), TUNED, tries=RATES),
     "adam-tuned": Experiment("selected", ("shared",), TUNED, control="tuned"),
+    "separate-tries": Experiment("selected", ("separate",), tries=RATES),
+    "separate-tuned": Experiment("selected", ("separate",), control="tuned"),
     "sgd-tries": Experiment("selected", ("shared",), TUNED, tries=SGD_RATES),
     "sgd-tuned": Experiment("selected", ("shared",), TUNED, control="tuned"),
 }
