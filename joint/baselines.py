@@ -63,7 +63,10 @@ def training_part(data: Interactions, rows: np.ndarray) -> Train:
 
 
 class Fitted(NamedTuple):
-    """What every ``fit(train, seed, **settings)`` returns; None where a task isn't the method's."""
+    """What every ``fit(train, seed, **settings)`` returns; None where a task isn't the method's.
+
+    A fit of FOLDS takes ``known``, a Train: what is known of users and items when it predicts.
+    """
 
     scores: Callable | None = None  # user_ids (U,) -> (U, n_items), higher is more likely
     ratings: Callable | None = None  # user_ids (n,), item_ids (n,) -> (n,) rating units
@@ -79,12 +82,16 @@ def fit_global_mean(train, seed):
     return Fitted(ratings=lambda users, items: np.full(len(users), mean))
 
 
-def fit_biases(train, seed, **settings):
-    mean, user_bias, item_bias = evaluation.fit_biases(*train, **settings)
+def fit_biases(train, seed, user_ridge, item_ridge, known=None):
+    mean, user_bias, item_bias = evaluation.fit_biases(*train, user_ridge, item_ridge)
+    if known:
+        above, n = known.ratings - mean - item_bias[known.item_ids], known.n_users
+        user_bias = np.bincount(known.user_ids, above, n)
+        user_bias /= np.bincount(known.user_ids, minlength=n) + user_ridge
     return Fitted(ratings=lambda users, items: mean + user_bias[users] + item_bias[items])
 
 
-def fit_ease(train, seed, ridge):
+def fit_ease(train, seed, ridge, known=None):
     """EASE (Steck, 2019): X W, W of zero diagonal with the least ||X - X W||^2 + ridge ||W||^2.
 
     With P = (X^T X + ridge I)^-1 it is W_ij = -P_ij / P_jj off the diagonal; X is binary.
@@ -94,6 +101,7 @@ def fit_ease(train, seed, ridge):
     inverse = np.linalg.inv(overlap + ridge * np.eye(train.n_items))
     weights = -inverse / np.diag(inverse)
     np.fill_diagonal(weights, 0.0)
+    interactions = (known or train).matrix()
     return Fitted(scores=lambda users: interactions[users] @ weights)
 
 
@@ -110,13 +118,16 @@ def fit_item_knn(train, seed, neighbours, shrinkage):
     return Fitted(scores=lambda users: interactions[users] @ similarities)
 
 
-def fit_implicit(train, seed, model, **settings):
+def fit_implicit(train, seed, model, known=None, **settings):
     """ALS (Hu, Koren, Volinsky, 2008) or BPR (Rendle et al., 2009) by implicit."""
     import implicit
 
     model = attrgetter(model)(implicit)(num_threads=1, random_state=seed, **settings)
     model.fit(train.matrix(), show_progress=False)  # BPR's factors hold the item bias as well
-    return Fitted(scores=lambda users: model.user_factors[users] @ model.item_factors.T)
+    users = model.user_factors
+    if known:  # the least squares of each user at the items' factors as they are
+        users = model.recalculate_user(np.arange(known.n_users), known.matrix())
+    return Fitted(scores=lambda ids: users[ids] @ model.item_factors.T)
 
 
 def fit_warp(train, seed, epochs, **settings):
@@ -148,7 +159,7 @@ def fit_cornac(train, seed, model, **settings):
     return Fitted(ratings=ratings)
 
 
-def fit_fm(train, seed, rank, iterations, implicit_features):
+def fit_fm(train, seed, rank, iterations, implicit_features, known=None):
     """Bayesian factorization machine by Gibbs sampling (Rendle, 2012), by myfm.
 
     Features are the user and the item, one-hot; with ``implicit_features`` also the user's training
@@ -156,23 +167,27 @@ def fit_fm(train, seed, rank, iterations, implicit_features):
     """
     from myfm import MyFMRegressor, RelationBlock
 
-    sides = []
-    for matrix in (train.matrix(), train.matrix().T.tocsr()):
-        sides.append([sp.eye(matrix.shape[0])])
-        if implicit_features:
-            n = np.maximum(np.diff(matrix.indptr), 1)
-            sides[-1].append(sp.diags(1 / np.sqrt(n)) @ matrix)
+    def features(interactions):
+        sides = []
+        for matrix in (interactions, interactions.T.tocsr()):
+            sides.append([sp.eye(matrix.shape[0])])
+            if implicit_features:
+                n = np.maximum(np.diff(matrix.indptr), 1)
+                sides[-1].append(sp.diags(1 / np.sqrt(n)) @ matrix)
+        return sides
+
+    def blocks(sides, *ids):
+        return [RelationBlock(x, sp.hstack(s).tocsr()) for x, s in zip(ids, sides, strict=True)]
+
+    sides, after = features(train.matrix()), features((known or train).matrix())
     groups = [part.shape[1] for side in sides for part in side]
-    sides = [sp.hstack(side).tocsr() for side in sides]
-
-    def blocks(*ids):
-        return [RelationBlock(*pair) for pair in zip(ids, sides, strict=True)]
-
     model = MyFMRegressor(rank=rank, random_seed=seed)
-    rows = blocks(train.user_ids, train.item_ids)
+    rows = blocks(sides, train.user_ids, train.item_ids)
     with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that can't be turned off
         model.fit(None, train.ratings, X_rel=rows, n_iter=iterations, group_shapes=groups)
-    return Fitted(ratings=lambda users, items: model.predict(None, X_rel=blocks(users, items)))
+    return Fitted(
+        ratings=lambda users, items: model.predict(None, X_rel=blocks(after, users, items))
+    )
 
 
 FITS = {
@@ -190,6 +205,7 @@ FITS = {
     "fm-implicit": partial(fit_fm, implicit_features=True),
 }
 METHODS = {name: SEARCHES[name] for name in FITS}
+FOLDS = ("ease", "als", "biases", "fm-implicit")
 TUNABLE = [name for name in METHODS if METHODS[name].space]
 
 
@@ -204,19 +220,22 @@ def missing(*names):
     return None
 
 
-def fit_and_test(name, data, seed, train_rows, test_rows, settings):
-    """Fit on the training rows, test on the others: a dict of metrics and ``fit_seconds``.
+def fit_and_test(name, data, seed, train_rows, test_rows, settings, later=()):
+    """Fit on the training rows, test on others: a dict of metrics and ``fit_seconds``.
 
-    Ranks are over the whole catalogue with the user's training items last; predicted ratings are
+    Ranks are over the whole catalogue with the user's known items last; predicted ratings are
     clipped to the range of the training ratings. A metric of a task not the method's is None.
+    The rows `later` become known after the fit; a method that isn't in FOLDS makes no use of them.
     """
-    train = training_part(data, train_rows)
+    train, known = (training_part(data, x) for x in (train_rows, [*train_rows, *later]))
+    if len(later) and name in FOLDS:
+        settings = settings | {"known": known}
     test_users, test_items = data.user_ids[test_rows], data.item_ids[test_rows]
     start = time.perf_counter()
     fitted = FITS[name](train, seed, **settings)
     metrics = dict.fromkeys(evaluation.METRICS) | {"fit_seconds": time.perf_counter() - start}
     if fitted.scores:
-        pairs = (test_users, test_items, train.user_ids, train.item_ids)
+        pairs = (test_users, test_items, known.user_ids, known.item_ids)
         ranking = evaluation.FullRanking(data.n_items, *(ids[None] for ids in pairs))
         ranks = ranking.ranks(lambda ids: torch.as_tensor(fitted.scores(ids.numpy()))[None])
         metrics |= evaluation.ranking_metrics(ranks[0], test_users)

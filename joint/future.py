@@ -3,9 +3,11 @@
     python -m joint.future       # the temporal split of ml-100k, all methods of joint/unseen.py
 
 Of the test part of data.temporal_split, in the order of time:
-  warm   the rows of users that training knows
-  cold   of users that it doesn't, the later half of each one's rows
-  met    the same rows, once the earlier half, known by then, has joined training: fitted anew
+  warm    the rows of users that training knows
+  cold    of users that it doesn't, the later half of each one's rows
+  folded  the same rows, the earlier half known by then, and taken in without training: by the
+          histories of ours and of myFM, by EASE's items, by a user's least squares of ALS and biases
+  met     the same rows, once the earlier half has joined training: fitted anew
 
 Settings are those on record for random splits. A fit is a line of results/future.jsonl: lines
 already there stand.
@@ -25,21 +27,26 @@ from joint.tune import fit_and_test
 from joint.unseen import settings_of
 from study import records
 
-GROUPS = ("warm", "cold", "met")
+GROUPS = ("warm", "cold", "folded", "met")
 
 
 def future_splits(data: Interactions) -> dict[str, Split]:
-    """By group what is trained on and tested; raises ValueError where data has no timestamps."""
+    """By group what is trained on, what is known later (as validation part), and what is tested.
+
+    Raises ValueError where data has no timestamps.
+    """
     past = temporal_split(data)
     users = pd.Series(data.user_ids[past.test])
     known = users.isin(data.user_ids[past.train]).to_numpy()
     rows = users.groupby(users)
     later = (rows.cumcount() >= rows.transform("size") // 2).to_numpy()
-    met = np.concatenate([past.train, past.test[~known & ~later]])
-    none, cold = past.validation, past.test[~known & later]
-    pairs = (past.train, past.test[known]), (past.train, cold), (met, cold)
+    train, none, earlier = past.train, past.validation, past.test[~known & ~later]
+    cold, met = past.test[~known & later], np.concatenate([train, earlier])
     return {
-        name: Split(train, none, test) for name, (train, test) in zip(GROUPS, pairs, strict=True)
+        "warm": Split(train, none, past.test[known]),
+        "cold": Split(train, none, cold),
+        "folded": Split(train, earlier, cold),
+        "met": Split(met, none, cold),
     }
 
 
@@ -67,7 +74,8 @@ def main(argv: list[str] | None = None) -> int:
                 told = {"experiment": "future", "method": method, "group": group, "seed": seed}
                 if any(told.items() <= line.items() for line in records.read(path)):
                     continue
-                [fit] = fit_and_test(method, data, settings, [seed], [split], "test")
+                fold = group == "folded"
+                [fit] = fit_and_test(method, data, settings, [seed], [split], "test", fold)
                 line = told | {"rows": len(split.test), "settings": settings} | fit
                 library = SEARCHES[method].package or SEARCHES[method].library
                 records.append(path, [line | records.provenance("scipy", library)])

@@ -70,13 +70,20 @@ def told(method: str, settings: dict) -> dict | str:
     return " ".join(SEARCHES["ours"].arguments.format(**words).split())
 
 
-def fit_and_test(method: str, data, settings, seeds, parts, held_out: str) -> list[dict]:
-    """Train on each part's training rows, ours as one stack: metrics on those held out, seconds."""
+def fit_and_test(
+    method: str, data, settings, seeds, parts, held_out: str, fold: bool = False
+) -> list[dict]:
+    """Train on each part's training rows, ours as one stack: metrics on those held out, seconds.
+
+    With `fold`, after training the validation rows join what is known of users and items.
+    """
     if method != "ours":
         torch.set_num_threads(1)
         test = partial(baselines.fit_and_test, method, data, settings=settings)
-        pairs = [(part.train, getattr(part, held_out)) for part in parts]
-        return [test(seed, *pair) for seed, pair in zip(seeds, pairs, strict=True)]
+        rows = [(part.train, getattr(part, held_out)) for part in parts]
+        later = [part.validation if fold else () for part in parts]
+        each = zip(seeds, rows, later, strict=True)
+        return [test(seed, *pair, later=added) for seed, pair, added in each]
     args = resolve(shlex.split(settings))
     weights = dict(lambda_f=args["lambda_f"][0], lambda_r=args["lambda_r"][0])
     train.set_machine(args)
@@ -86,10 +93,13 @@ def fit_and_test(method: str, data, settings, seeds, parts, held_out: str) -> li
         stack.run_epoch(epoch)
     seconds = dict(cpu_seconds=time.process_time() - cpu, fit_seconds=time.perf_counter() - wall)
     seconds = {name: each / len(parts) for name, each in seconds.items()}
-    return [
-        metrics | seconds
-        for metrics in train.make_evaluator(args, data, parts, held_out, "train")(stack.net)
-    ]
+    seen = ("train", "validation") if fold else ("train",)
+    if fold:
+        known = np.stack([np.concatenate([part.train, part.validation]) for part in parts])
+        columns = data.user_ids[known], data.item_ids[known], data.ratings[known]
+        stack.net.observe(*map(torch.tensor, columns))
+    evaluate = train.make_evaluator(args, data, parts, held_out, *seen)
+    return [metrics | seconds for metrics in evaluate(stack.net)]
 
 
 def trial(method: str, source: str, apart: float, settings, first: int, folds: int) -> dict:
