@@ -39,7 +39,7 @@ def covers(stack) -> bool:
         and not (structure.user_history or structure.item_history)
         and not (options.compile or options.sparse)
         and not (options.ranking_dropout or options.rating_dropout)
-        and not stack.weighting.split
+        and (not stack.weighting.split or bool(stack.weighting.per_task_moments.all()))
         and not (stack.weighting.apart and type(stack.part) is not Whole)  # of whole gradients
     )
 
@@ -67,7 +67,7 @@ def proved(stack, batches: list | None = None) -> bool:
         twin = copy.copy(stack)
         twin.part = Whole()
         twin.net = copy.deepcopy(stack.net).double()
-        twin.memory = Flat(twin.net)
+        twin.memory = Flat(twin.net, split=stack.memory.rating_grads is not None)
         problem, stream = differs(twin, some), torch.Generator().manual_seed(0)
         for scale in () if batches else (1, 2, 4):  # margins grow by its square
             for parameter in twin.memory.parameters:
@@ -119,27 +119,31 @@ def differs(twin, batch) -> str | None:
         twin.weighting = copy.deepcopy(weighting)
         twin.draw_from("dropout")  # for losses of a subclass that drop out
         made = twin.fill_gradients(batch)
-        found.append((made.losses, memory.grads.clone()))
+        flats = [x.clone() for x in (memory.grads, memory.rating_grads) if x is not None]
+        found.append((made.losses, flats))
     twin.weighting = weighting
 
-    def largest(losses, grads):  # (2 + tables, R)
-        return torch.stack([*losses.abs().T, *(x.flatten(1).amax(1) for x in memory.views(grads))])
+    def largest(losses, flats):  # (2 + tables, R)
+        views = [view for flat in flats for view in memory.views(flat)]
+        return torch.stack([*losses.abs().T, *(x.flatten(1).amax(1) for x in views)])
 
     (losses, grads), (our_losses, ours) = found
-    difference = largest(our_losses - losses, ours.sub_(grads).abs_())
-    bound = TOLERANCE * largest(losses, grads.abs_())
+    away = [x.sub_(y).abs_() for x, y in zip(ours, grads, strict=True)]
+    difference = largest(our_losses - losses, away)
+    bound = TOLERANCE * largest(losses, [x.abs_() for x in grads])
     bound[2:] += FLOOR * made.weights.amax(1)
     # A run that is no longer finite can't be told.
     finite = [x.flatten(1).sum(1).isfinite() for x in memory.views(memory.values)]
     wrong = torch.stack(finite).all(0) & ~(difference <= bound)  # NaN is wrong
-    names = [f"the gradient of {name}" for name in memory.names]
+    names = [f"the gradient of {name}" for name in memory.names] * len(grads)
     names = ["the factorization loss", "the regression loss", *names]
     return next(compress(names, wrong.any(1).tolist()), None)
 
 
 @torch.no_grad()
 def pairwise_step(stack, batch) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Add the gradients of the weighted losses to every parameter's ``.grad``.
+    """Add the gradients of the weighted losses to every parameter's ``.grad``, or where the
+    tasks have moments of their own, rating's to its ``.rating_grad``.
 
     L_F is of the margin d = p⁺ − p⁻: 1 − σ(d), or −log σ(d); L_R of the MLP's ratings.
     Returns what `Stack.fill_gradients` does.
@@ -184,6 +188,8 @@ def pairwise_step(stack, batch) -> tuple[Tensor, Tensor, Tensor | None]:
 
     # One weight a task, now; or where the tasks are kept apart, both at the end.
     (shared, own), apart = stack.weighting.by_losses(losses), stack.weighting.apart
+    split = stack.memory.rating_grads is not None
+    rated = "rating_grad" if split else "grad"
     weights = torch.ones_like(losses) if apart else shared.to(losses)
     weights = batch.of_whole(weights)
     slope = slope * (weights[:, :1] / size)  # ∂L/∂d, (R, B)
@@ -191,10 +197,10 @@ def pairwise_step(stack, batch) -> tuple[Tensor, Tensor, Tensor | None]:
 
     to_hidden = error[..., None] * output.weight.transpose(1, 2)
     to_hidden = torch.ops.aten.threshold_backward(to_hidden, hidden, 0)
-    output.weight.grad.view(runs, 1, -1).baddbmm_(error[:, None], hidden)
-    output.bias.grad.view(-1).add_(error.sum(1))
-    layer.weight.grad.baddbmm_(features.transpose(1, 2), to_hidden)
-    layer.bias.grad.add_(to_hidden.sum(1, keepdim=True))
+    getattr(output.weight, rated).view(runs, 1, -1).baddbmm_(error[:, None], hidden)
+    getattr(output.bias, rated).view(-1).add_(error.sum(1))
+    getattr(layer.weight, rated).baddbmm_(features.transpose(1, 2), to_hidden)
+    getattr(layer.bias, rated).add_(to_hidden.sum(1, keepdim=True))
     to_features = torch.bmm(to_hidden, layer.weight.transpose(1, 2))
     to_u, to_q, to_product = to_features.split(d_r, -1)
 
@@ -219,35 +225,43 @@ def pairwise_step(stack, batch) -> tuple[Tensor, Tensor, Tensor | None]:
         to_negative[..., d_f:] = 0
     rows = [(net.users, user_ids, to_users), (net.items, item_ids, to_items)]
     rows.append((net.item_bias, item_ids, to_item_bias))
-    tasks, gram = [], None  # where the tasks are kept apart: what each has of rows, where shared
+    tasks, gram = [], None  # where the tasks are kept apart: what each has of rows, in columns
     if apart and own_dims < d_f:
         of_users, of_items = slopes * difference[..., common], slopes * u_f[..., common]
-        tasks.append((of_users, to_users[..., common], to_users[..., common]))
+        tasks.append((of_users, to_users[..., common], common))
         of_items = torch.cat([of_items, to_negative[..., common]], 1)
-        tasks.append((of_items, to_positive[..., common], to_items[..., common]))
+        tasks.append((of_items, to_positive[..., common], common))
     if apart and "user_bias" in stack.memory.columns:  # the rating head's biases too
-        to_user_bias = torch.zeros_like(slopes)
-        rows.append((net.user_bias, user_ids, to_user_bias))
-        tasks.append((to_item_bias, error[..., None], to_item_bias))
-        tasks.append((to_user_bias, error[..., None], to_user_bias))
-    elif net.structure.rating_biases:
-        user_bias, item_bias = net.rating_bias_tables()
-        rows.append((user_bias, user_ids, error))
-        rows.append((item_bias, item_ids.view(runs, -1)[:, :size].flatten(), error))
+        rows.append((net.user_bias, user_ids, torch.zeros_like(slopes)))
+        tasks.append((to_item_bias, error[..., None], slice(None)))
+        tasks.append((rows[-1][-1], error[..., None], slice(None)))
+    rated_rows = [torch.zeros_like(to_rows) for *_, to_rows in rows] if split else []
+    for to_rows, half in zip((to_users, to_items), rated_rows, strict=False):
+        half[..., d_f:] = to_rows[..., d_f:]
+        to_rows[..., d_f:] = 0
     if apart:
-        shared, gram = weigh_rows(stack, losses, shared, rows, tasks)
-    for table, ids, to_rows in rows:
-        table.grad.view(-1, table.shape[-1]).index_add_(0, ids, to_rows.reshape(len(ids), -1))
-    if apart and stack.weighting.weighs_own:
+        shared, gram = weigh_rows(stack, losses, shared, rows, tasks, rated_rows)
+    added = [(table.grad, *those) for table, *those in rows]
+    for (table, ids, _), half in zip(rows, rated_rows, strict=False):
+        added.append((table.rating_grad, ids, half))
+    if net.structure.rating_biases and not (apart and "user_bias" in stack.memory.columns):
+        user_bias, item_bias = net.rating_bias_tables()
+        positives = item_ids.view(runs, -1)[:, :size].flatten()
+        added.append((getattr(user_bias, rated), user_ids, error))
+        added.append((getattr(item_bias, rated), positives, error))
+    for gradients, ids, to_rows in added:
+        gradients.view(-1, gradients.shape[-1]).index_add_(0, ids, to_rows.reshape(len(ids), -1))
+    if apart and stack.weighting.weighs_own and not split:
         stack.memory.weigh_own(own)
     return losses, shared, gram
 
 
-def weigh_rows(stack, losses, shared, rows: list, tasks: list) -> tuple[Tensor, Tensor]:
+def weigh_rows(stack, losses, shared, rows: list, tasks: list, rated: list) -> tuple:
     """Weigh the tasks' gradients in the rows of a batch: the weights, (R, 2), and the Gram matrix.
 
-    Of ``rows``, a table and ids (R · n,) in it each, ``tasks`` has ranking's gradients, (R, n, K),
-    rating's, perhaps of the first ids alone, and where to write their weighed sum. The gradients of
+    Of ``rows``, a table, ids (R · n,) in it and what to add to each, ``tasks`` has ranking's
+    gradients, (R, n, K), rating's, perhaps of the first ids alone, and the columns where their
+    weighed sum goes; of ``rated``, if there are, rating's part goes there instead. The gradients of
     one id are added up at one of its places, and zero at others: a table no longer than the batch.
     """
     ranking, rating = [], []
@@ -263,8 +277,14 @@ def weigh_rows(stack, losses, shared, rows: list, tasks: list) -> tuple[Tensor, 
     gram = stack.memory.gram_of(ranking, rating)
     shared = stack.weighting.by_gradients(shared, losses, gram)
     w = shared[..., None, None]
-    for f, r, (*_, weighed) in zip(ranking, rating, tasks, strict=True):
-        torch.addcmul(r.mul_(w[:, 1]), f, w[:, 0], out=weighed)
+    for k, (f, r, (*_, columns)) in enumerate(zip(ranking, rating, tasks, strict=True)):
+        weighed = rows[k][2][..., columns]
+        r.mul_(w[:, 1])
+        if rated:
+            torch.mul(f, w[:, 0], out=weighed)
+            rated[k][..., columns] = r
+        else:
+            torch.addcmul(r, f, w[:, 0], out=weighed)
     return shared, gram
 
 

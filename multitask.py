@@ -390,10 +390,8 @@ class Stack:
         self.steps = math.ceil(n_rows / options.batch_size)  # an epoch
         self.streams: list[torch.Generator] = []  # of dropout, one a run
         net.sparse_gradients = options.sparse
-        self.memory = Flat(net, options.sparse)
+        self.memory = Flat(net, options.sparse, self.weighting.split)
         self.optimizer = make_optimizer(options, net, self.memory)
-        if self.weighting.split:
-            self.optimizer.split_tasks()
         structure = net.structure
         histories = structure.user_history or structure.item_history
         edited = type(net).observe is not MultiTaskNet.observe

@@ -16,19 +16,25 @@ class Flat:
     Where the tasks' gradients are kept apart, a flat tensor holds each; w_F and w_R weigh the
     columns that the tasks share (`MultiTaskNet.shared_columns`), o_F and o_R each task's own.
 
+    ``split``: rating's gradients stand in ``rating_grads``, each parameter's ``rating_grad``.
     ``sparse``: there are no ``grads``; each step's backward pass makes them, of touched rows alone.
     """
 
-    def __init__(self, net: nn.Module, sparse: bool = False):
+    def __init__(self, net: nn.Module, sparse: bool = False, split: bool = False):
         self.names, self.parameters = zip(*net.named_parameters(), strict=True)
         self.values = torch.cat([parameter.data.flatten() for parameter in self.parameters])
         self.grads = None if sparse else torch.zeros_like(self.values)
-        self.rating_grads: Tensor | None = None  # rating's part of them, for moments of its own
+        self.rating_grads = torch.zeros_like(self.values) if split else None
         self.stepped = [slice(None)]  # the parts of flat memory that this process steps on
         slopes = [None] * len(self.names) if sparse else self.views(self.grads)
         parts = zip(self.parameters, self.views(self.values), slopes, strict=True)
         for parameter, value, slope in parts:
             parameter.data, parameter.grad = value, slope
+        if split:
+            for parameter, slope in zip(
+                self.parameters, self.views(self.rating_grads), strict=True
+            ):
+                parameter.rating_grad = slope
         self.columns, self.tables = net.shared_columns(), net.tables()
         self.own = net.ranking_dim - net.shared_dims, net.rating_dim - net.shared_dims
 
@@ -124,7 +130,7 @@ class Adam:
     The kernel is called directly: the optimizer class around it takes twice the kernel's own time.
     Its state is three tensors. Source: Loshchilov and Hutter, ICLR 2019.
 
-    With `split_tasks` rating's gradients have moments of their own, and the two steps add up:
+    Rating's gradients, where they are apart, have moments of their own, and the two steps add up:
     AdaTask, Yang et al., AAAI 2023. Of a parameter of one task only that task's moments move.
     """
 
@@ -133,11 +139,8 @@ class Adam:
         self.lr, self.weight_decay = lr, weight_decay
         self.state = {name: torch.zeros_like(self.values) for name in ("mean", "square")}
         self.state["steps"] = torch.zeros((), device=self.values.device)
-
-    def split_tasks(self) -> None:
-        self.memory.rating_grads = torch.zeros_like(self.values)
-        for name in ("mean", "square", "steps"):
-            self.state[f"rating_{name}"] = torch.zeros_like(self.state[name])
+        if memory.rating_grads is not None:
+            self.state |= {f"rating_{name}": x.clone() for name, x in self.state.items()}
 
     @torch.no_grad()
     def step(self) -> None:
@@ -198,9 +201,8 @@ class SGD:
         self.values, self.grads = memory.values, memory.grads
         self.lr, self.weight_decay = lr, weight_decay
         self.state: dict[str, Tensor] = {}
-
-    def split_tasks(self) -> None:
-        raise ValueError("--weighting adatask keeps moments per task: sgd has none, take adam")
+        if memory.rating_grads is not None:
+            raise ValueError("--weighting adatask keeps moments per task: sgd has none, take adam")
 
     @torch.no_grad()
     def step(self) -> None:

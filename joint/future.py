@@ -5,8 +5,8 @@
 Of the test part of data.temporal_split, in the order of time:
   warm    the rows of users that training knows
   cold    of users that it doesn't, the later half of each one's rows
-  folded  the same rows, the earlier half known by then, and taken in without training: by the
-          histories of ours and of myFM, by EASE's items, by a user's least squares of ALS and biases
+  folded  the same rows, the earlier half known by then and taken in without training, by the
+          histories of ours and myFM, by EASE's items, by least squares of ALS and the biases
   met     the same rows, once the earlier half has joined training: fitted anew
 
 Settings are those on record for random splits. A fit is a line of results/future.jsonl: lines

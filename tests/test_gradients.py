@@ -149,11 +149,15 @@ def test_an_edit_that_acts_late_or_rarely_trains_by_autograd_from_the_epoch_wher
 # ---- the proof itself -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{"rating_biases": True}, {"loss": "bpr", "shared_dims": 3}])
+BIASED = {"rating_biases": True}
+
+
+@pytest.mark.parametrize("options", [BIASED, {"loss": "bpr", "shared_dims": 3}, {"shared_dims": 0}])
 def test_rounding_is_no_difference(options, capsys):
     """In float32 a single margin of 15 or a rating that is nearly met has no digit in common."""
     several = ["fixed", "mgda", "nash-mtl", "uw", "aligned-mtl"]
-    for methods, n in ((several, 300), (["fixed"] * 5, 21)):  # 21: one interaction to train on
+    # 21: one interaction to train on
+    for methods, n in ((several, 300), (["fixed"] * 5, 21), (["adatask"] * 5, 300)):
         stack = make_stack(5, n=n, weighting=methods, batch_size=1, **options)
         for scale in (0.01, 1.0, 1.5, 3.0):
             randomise(stack.net, scale)

@@ -359,7 +359,8 @@ def test_the_written_out_step_is_proved_equal_to_autograd(shared_dims, rating_bi
     """And each method steps by it as by autograd."""
     methods = [name for name in METHODS if name != "adatask"]
     options = {"shared_dims": shared_dims, "rating_biases": rating_biases, "loss": loss}
-    for group in (methods[:5], methods[5:10], methods[10:15], methods[-5:]):
+    groups = methods[:5], methods[5:10], methods[10:15], methods[-5:], ["adatask"] * 2
+    for group in groups:
         ours, theirs = (weighted(group, **options) for _ in range(2))
         theirs.written_out = False
         logged, expected = ours.run_epoch(0), theirs.run_epoch(0)
