@@ -251,7 +251,9 @@ def counted(frame: pd.DataFrame) -> dict[str, str]:
     """How much was run, hypervolume's box, and the published levels."""
     runs = frame[frame.arm.isin(design.ARMS.values())]
     seconds = runs.cpu_seconds.fillna(runs.train_seconds + runs.eval_seconds)  # of a whole stack
-    seeds, hours = runs.seed.nunique(), seconds.groupby(runs["stack"]).max().sum() / 3600
+    hours = seconds.groupby([runs.experiment.isin(design.ELSEWHERE), runs["stack"]]).max() / 3600
+    hours, elsewhere = (hours[hours.index.get_level_values(0) == x].sum() for x in (False, True))
+    seeds = runs.seed.nunique()
     smallest = 2 / 2**seeds * len(TESTED) * len(METRICS)  # all signs alike, in a family of four
     told = {
         "runs": f"{len(runs):,}",
@@ -262,6 +264,7 @@ def counted(frame: pd.DataFrame) -> dict[str, str]:
         "workers": str(design.WORKERS),
         "hours": show(hours, 1),
         "hours.each": show(hours / design.WORKERS, 1),
+        "hours.elsewhere": show(elsewhere, 1),
         "holm.smallest": show(min(smallest, 1), 4),
     }
     for name, point in (("reference", design.REFERENCE), ("ideal", design.IDEAL)):
