@@ -383,6 +383,5 @@ def _read_archive(name: str, source: Source, archive: bytes) -> Interactions:
 
     told = source.ratings, source.titles, source.columns, dataset.counts, dataset.sha256
     told += (hashlib.sha256(Path(__file__).read_bytes()).digest(),)
-    of_archive = hashlib.sha256(archive).hexdigest(), len(archive)
-    columns = ratings_file.kept(*of_archive, source.ratings, told, read)
+    columns = ratings_file.kept(hashlib.sha256(archive).hexdigest(), source.ratings, told, read)
     return Interactions(**columns, name=name)

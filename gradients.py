@@ -39,9 +39,15 @@ def covers(stack) -> bool:
         and not (structure.user_history or structure.item_history)
         and not (options.compile or options.sparse)
         and not (options.ranking_dropout or options.rating_dropout)
-        and (not stack.weighting.split or bool(stack.weighting.per_task_moments.all()))
+        and (not stack.weighting.split or splits_plainly(stack.weighting))
         and not (stack.weighting.apart and type(stack.part) is not Whole)  # of whole gradients
     )
+
+
+def splits_plainly(weighting) -> bool:
+    """Whether all runs have moments per task, at weights that are 1."""
+    all_split = weighting.per_task_moments.all() and (weighting.own == 1).all()
+    return bool(all_split) and not weighting.groups
 
 
 def ahead(stack, batches: Iterator) -> list:

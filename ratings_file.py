@@ -39,7 +39,7 @@ LONGEST_LABEL = 256  # characters; label arrays are as wide as their longest lab
 DECIMAL = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
 DATE = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}(?:[ T][0-9:.,Z+-]+)?")
 FIRST_LINE = re.compile(rb"[\r\n]*([^\r\n]*)")
-KEPT_FROM = 2**18  # bytes of a file whose arrays are kept
+KEPT_FROM = 2**18  # bytes of arrays that are kept
 KEPT_BYTES = 2**31  # of all that is kept; the longest unused goes first
 LARGEST_MEMBER = 2**32  # bytes of a zip archive's, which is read in memory, never unpacked
 
@@ -91,7 +91,7 @@ def read_table(file: BinaryIO, shown: str, columns: str | None = None) -> dict:
     `columns` tells which is which, as in "user=uid,item=3", where their names don't. Raises
     ValueError: one line that names the file as `shown`, the place, and what would be right.
     """
-    sha256, size = hashlib.file_digest(file, "sha256").hexdigest(), file.seek(0, io.SEEK_END)
+    sha256 = hashlib.file_digest(file, "sha256").hexdigest()
 
     def read() -> dict:
         file.seek(0)
@@ -100,21 +100,21 @@ def read_table(file: BinaryIO, shown: str, columns: str | None = None) -> dict:
         require(not changed, f"{shown} changed while it was read", "a file that stays as it is")
         return parse(content, shown, columns)
 
-    return kept(sha256, size, shown, columns, read)
+    return kept(sha256, shown, columns, read)
 
 
-def kept(sha256: str, size: int, shown: str, told: object, read: Callable[[], dict]) -> dict:
+def kept(sha256: str, shown: str, told: object, read: Callable[[], dict]) -> dict:
     """The columns that `read` makes of a file and of what it is told, or those kept of it.
 
-    Kept are those of files from 256 KiB on. Columns that name no hash get the file's.
+    Kept are columns from 256 KiB on. Those that name no hash get the file's.
     """
     # The reader's own hash is in the name: an edited one never meets another's arrays.
     code = hashlib.sha256(Path(__file__).read_bytes() + repr(told).encode()).hexdigest()
-    path, large = cache_folder() / f"rows-{sha256}-{code[:16]}.npz", size >= KEPT_FROM
-    arrays = _recall(path) if large else None
+    path = cache_folder() / f"rows-{sha256}-{code[:16]}.npz"
+    arrays = _recall(path)
     if arrays is None:
         arrays = read()
-        _keep(path, arrays if large else {})
+        _keep(path, arrays)
     arrays = {"timestamps": None, "item_titles": None, "sha256": sha256, **arrays}
     if dropped := int(arrays.pop("dropped")):
         by = "in the file" if arrays["timestamps"] is None else "by time"
@@ -419,7 +419,7 @@ def _recall(path: Path) -> dict[str, np.ndarray] | None:
 
 def _keep(path: Path, columns: dict[str, np.ndarray]) -> None:
     """Write the arrays, whole or not at all; a folder that can't be written is no error."""
-    if not 0 < sum(array.nbytes for array in columns.values()) <= KEPT_BYTES:
+    if not KEPT_FROM <= sum(array.nbytes for array in columns.values()) <= KEPT_BYTES:
         return
     part = path.with_name(f"{path.name}-{os.getpid()}.npz")
     with contextlib.suppress(OSError):

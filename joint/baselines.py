@@ -65,7 +65,7 @@ def training_part(data: Interactions, rows: np.ndarray) -> Train:
 class Fitted(NamedTuple):
     """What every ``fit(train, seed, **settings)`` returns; None where a task isn't the method's.
 
-    A fit of FOLDS takes ``known``, a Train: what is known of users and items when it predicts.
+    A fit of FOLDS takes ``known``, a Train: what is known of users when it predicts.
     """
 
     scores: Callable | None = None  # user_ids (U,) -> (U, n_items), higher is more likely
@@ -179,7 +179,8 @@ def fit_fm(train, seed, rank, iterations, implicit_features, known=None):
     def blocks(sides, *ids):
         return [RelationBlock(x, sp.hstack(s).tocsr()) for x, s in zip(ids, sides, strict=True)]
 
-    sides, after = features(train.matrix()), features((known or train).matrix())
+    sides = features(train.matrix())
+    after = [features((known or train).matrix())[0], sides[1]]
     groups = [part.shape[1] for side in sides for part in side]
     model = MyFMRegressor(rank=rank, random_seed=seed)
     rows = blocks(sides, train.user_ids, train.item_ids)
@@ -220,15 +221,17 @@ def missing(*names):
     return None
 
 
-def fit_and_test(name, data, seed, train_rows, test_rows, settings, later=()):
+def fit_and_test(name, data, seed, train_rows, test_rows, settings, later=(), fold=False):
     """Fit on the training rows, test on others: a dict of metrics and ``fit_seconds``.
 
-    Ranks are over the whole catalogue with the user's known items last; predicted ratings are
-    clipped to the range of the training ratings. A metric of a task not the method's is None.
-    The rows `later` become known after the fit; a method that isn't in FOLDS makes no use of them.
+    Ranks are over the whole catalogue with the user's items in training and in the rows `later`
+    last; predicted ratings are clipped to the range of the training ratings. A metric of a task not
+    the method's is None. With `fold` a method of FOLDS takes in, after the fit, what the rows
+    `later` say of their users.
     """
-    train, known = (training_part(data, x) for x in (train_rows, [*train_rows, *later]))
-    if len(later) and name in FOLDS:
+    train = training_part(data, train_rows)
+    known = training_part(data, np.concatenate([train_rows, later]).astype(np.int64))
+    if fold and name in FOLDS:
         settings = settings | {"known": known}
     test_users, test_items = data.user_ids[test_rows], data.item_ids[test_rows]
     start = time.perf_counter()

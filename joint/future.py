@@ -5,9 +5,12 @@
 Of the test part of data.temporal_split, in the order of time:
   warm    the rows of users that training knows
   cold    of users that it doesn't, the later half of each one's rows
-  folded  the same rows, the earlier half known by then and taken in without training, by the
-          histories of ours and myFM, by EASE's items, by least squares of ALS and the biases
-  met     the same rows, once the earlier half has joined training: fitted anew
+  folded  the same rows, with the user's earlier half taken in without training: by the histories
+          of ours and myFM, by EASE's items, by least squares of ALS and the biases
+  met     the same rows, once all earlier halves have joined training: fitted anew
+
+The last three rank the same candidates, without the user's earlier half. Halves are each user's own
+in time: when `met` is trained, other users' earlier halves may be later than a row tested.
 
 Settings are those on record for random splits. A fit is a line of results/future.jsonl: lines
 already there stand.
@@ -31,7 +34,7 @@ GROUPS = ("warm", "cold", "folded", "met")
 
 
 def future_splits(data: Interactions) -> dict[str, Split]:
-    """By group what is trained on, what is known later (as validation part), and what is tested.
+    """By group what is trained on and tested; in between, as validation part, the earlier half.
 
     Raises ValueError where data has no timestamps.
     """
@@ -44,7 +47,7 @@ def future_splits(data: Interactions) -> dict[str, Split]:
     cold, met = past.test[~known & later], np.concatenate([train, earlier])
     return {
         "warm": Split(train, none, past.test[known]),
-        "cold": Split(train, none, cold),
+        "cold": Split(train, earlier, cold),
         "folded": Split(train, earlier, cold),
         "met": Split(met, none, cold),
     }

@@ -14,6 +14,7 @@ What isn't there yet shows as "—", and the command says what computes it.
 """
 
 import sys
+from collections import defaultdict
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -264,7 +265,7 @@ def unseen(lines: list[dict]) -> tuple[dict[str, str], dict[str, str]]:
 
 def future(lines: list[dict]) -> tuple[dict[str, str], dict[str, str]]:
     """What each method gets on the groups of joint/future.py: rows of each, and the table."""
-    heads, cells = ["method"], {}
+    heads, cells = ["method"], defaultdict(dict)
     runs = pd.DataFrame(lines, columns=["method", "group", "seed", "rows", *METRICS])
     sizes = runs.groupby("group").rows.first()
     told = {x: f"{sizes[x]:,}" if x in sizes else "not yet counted" for x in GROUPS}
@@ -273,9 +274,10 @@ def future(lines: list[dict]) -> tuple[dict[str, str], dict[str, str]]:
         heads.append(f"{metric.upper()}, {group}")
         for method, own in runs[runs.group == group].groupby("method")[metric]:
             shown = show(own.astype(float).mean(), 4) if own.notna().all() else "—"
-            cells.setdefault(method, []).append(shown)
+            cells[method][metric, group] = shown
     order = [method for method in COMPARED if method in cells]
-    rows = [[label(method), *cells[method]] for method in order]
+    columns = [*product(METRICS, GROUPS)]
+    rows = [[label(x), *(cells[x].get(column, "—") for column in columns)] for x in order]
     return numbers, {"future": markdown_table(heads, rows)}
 
 

@@ -41,6 +41,7 @@ from arguments import Parser, number, resolve
 from data import DATASETS, Split, load, random_split, validation_folds
 from joint import baselines
 from joint.design import METRICS, SEARCHES, recipe
+from models import Interacted
 from run_folder import write_whole
 from study import records
 
@@ -75,17 +76,19 @@ def fit_and_test(
 ) -> list[dict]:
     """Train on each part's training rows, ours as one stack: metrics on those held out, seconds.
 
-    With `fold`, after training the validation rows join what is known of users and items.
+    A part's validation rows, if they aren't held out, rank last too. With `fold` they are taken in
+    after training, for their users alone: in ours by the user history.
     """
     if method != "ours":
         torch.set_num_threads(1)
         test = partial(baselines.fit_and_test, method, data, settings=settings)
         rows = [(part.train, getattr(part, held_out)) for part in parts]
-        later = [part.validation if fold else () for part in parts]
+        later = [part.validation if held_out == "test" else () for part in parts]
         each = zip(seeds, rows, later, strict=True)
-        return [test(seed, *pair, later=added) for seed, pair, added in each]
+        return [test(seed, *pair, later=added, fold=fold) for seed, pair, added in each]
     args = resolve(shlex.split(settings))
     weights = dict(lambda_f=args["lambda_f"][0], lambda_r=args["lambda_r"][0])
+    members = args["ensemble"]
     train.set_machine(args)
     cpu, wall = time.process_time(), time.perf_counter()
     stack = train.make_stack(args, data, [dict(seed=seed, **weights) for seed in seeds], parts)
@@ -93,11 +96,12 @@ def fit_and_test(
         stack.run_epoch(epoch)
     seconds = dict(cpu_seconds=time.process_time() - cpu, fit_seconds=time.perf_counter() - wall)
     seconds = {name: each / len(parts) for name, each in seconds.items()}
-    seen = ("train", "validation") if fold else ("train",)
+    seen = ("train", "validation") if held_out == "test" else ("train",)
     if fold:
-        known = np.stack([np.concatenate([part.train, part.validation]) for part in parts])
-        columns = data.user_ids[known], data.item_ids[known], data.ratings[known]
-        stack.net.observe(*map(torch.tensor, columns))
+        known = [np.concatenate([x.train, x.validation]) for x in parts for _ in range(members)]
+        columns = (torch.tensor(ids[np.stack(known)]) for ids in (data.user_ids, data.item_ids))
+        columns = (ids.to(stack.device) for ids in columns)
+        stack.net.by_user = Interacted(*columns, data.n_users, data.n_items)
     evaluate = train.make_evaluator(args, data, parts, held_out, *seen)
     return [metrics | seconds for metrics in evaluate(stack.net)]
 

@@ -723,12 +723,23 @@ def test_a_named_data_set_is_read_and_compared_once_too(shelf, monkeypatch):
     monkeypatch.setattr(ratings_file, "KEPT_FROM", 0)
     first = everything(data.load("tiny"))
     with monkeypatch.context() as patch:
-        for module, name in ((ratings_file, "parse"), (data, "canonical_rows")):
-            patch.delattr(module, name)
+        for name in ("parse", "read_titles"):
+            patch.delattr(ratings_file, name)
+        patch.delattr(data, "canonical_rows")
         assert everything(data.load("tiny")) == first
-    shelf.enter(ARCHIVES, sha256="0")  # another one is wanted now
-    with pytest.raises(FileNotFoundError, match="other rows than tiny's"):
-        data.load("tiny")
+    for wanted in (dict(sha256="0"), dict(counts=(3, 2, 3))):
+        shelf.enter(ARCHIVES, **wanted)
+        with pytest.raises(FileNotFoundError, match="other rows than tiny's"):
+            data.load("tiny")
+    shelf.enter(ARCHIVES)
+    entry = data.DATASETS["tiny"]
+    source = replace(entry.sources[0], titles=None)
+    monkeypatch.setitem(data.DATASETS, "tiny", replace(entry, sources=(source,)))
+    assert data.load("tiny").item_titles is None
+    there = len(list(shelf.cache.glob("rows-*")))
+    monkeypatch.setattr(data, "__file__", write(shelf.cache.parent, "edited", "data.py"))
+    data.load("tiny")
+    assert len(list(shelf.cache.glob("rows-*"))) == there + 1
 
 
 @pytest.mark.parametrize("place", [0.0, 0.2, 0.5, 0.8, 0.999])

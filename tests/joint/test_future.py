@@ -5,8 +5,9 @@ import pytest
 
 from checks.synthetic import synthetic
 from data import Split, temporal_split
-from joint.baselines import FOLDS, METHODS
+from joint.baselines import FITS, FOLDS, METHODS, training_part
 from joint.future import GROUPS, future_splits
+from joint.report import future
 from joint.tune import fit_and_test
 
 
@@ -15,7 +16,8 @@ def test_cold_users_are_unknown_to_training_until_their_earlier_rows_join_it():
     splits, past, users = future_splits(data), temporal_split(data), data.user_ids
     assert tuple(splits) == GROUPS
     warm, cold, folded, met = splits.values()
-    assert (cold.train == folded.train).all() and (cold.test == folded.test).all()
+    for part in ("train", "validation", "test"):
+        assert np.array_equal(getattr(cold, part), getattr(folded, part))
     assert sorted([*folded.train, *folded.validation]) == sorted(met.train)
     assert len(warm.test) and len(cold.test)
     assert np.isin(users[warm.test], users[past.train]).all() and (cold.test == met.test).all()
@@ -28,6 +30,13 @@ def test_cold_users_are_unknown_to_training_until_their_earlier_rows_join_it():
         assert data.timestamps[before].max(initial=0) <= data.timestamps[after].min()
 
 
+OURS = (
+    "--rating-head dot --rating-biases --user-history --item-history --loss softmax "
+    "--batch-by user --leave-one-out --embedding-dim 16 --lr 0.01 --epochs 60 --weight-decay 0.3 "
+    "--batch-size 32 --lambda-f 0.5 --lambda-r 0.5"
+)
+
+
 @pytest.mark.parametrize("method", ["ours", *FOLDS])
 def test_what_is_known_of_a_new_user_helps_without_training(method):
     if method != "ours":
@@ -35,17 +44,9 @@ def test_what_is_known_of_a_new_user_helps_without_training(method):
     data = synthetic(n_users=300, n_items=60, n_interactions=6000, seed=3)
     rng, rows = np.random.default_rng(0), np.arange(len(data))
     new = np.isin(data.user_ids, rng.choice(300, 60, replace=False))
-    earlier, train = new & (rng.random(len(data)) < 0.5), rows[~new]
-    split = Split(train, rows[earlier], rows[new & ~earlier])
-    settings = (
-        METHODS[method].settings
-        if method != "ours"
-        else (
-            "--rating-head dot --rating-biases --user-history --loss softmax --batch-by user "
-            "--leave-one-out --embedding-dim 16 --lr 0.01 --epochs 60 --weight-decay 0.3 "
-            "--batch-size 32 --lambda-f 0.5 --lambda-r 0.5"
-        )
-    )
+    earlier = new & (rng.random(len(data)) < 0.5)
+    split = Split(rows[~new], rows[earlier], rows[new & ~earlier])
+    settings = OURS if method == "ours" else METHODS[method].settings
     cold, folded = (
         fit_and_test(method, data, settings, [0], [split], "test", fold)[0]
         for fold in (False, True)
@@ -54,3 +55,36 @@ def test_what_is_known_of_a_new_user_helps_without_training(method):
         assert folded["mrr"] > 1.1 * cold["mrr"]
     if cold["mse"] is not None:
         assert folded["mse"] < 0.97 * cold["mse"]
+
+
+def test_biases_fold_in_a_user_by_ridge_at_the_items_biases_and_what_is_known_already_is_nothing():
+    data, settings = synthetic(seed=3), METHODS["biases"].settings
+    rows, user = np.arange(len(data)), data.user_ids[0]
+    others, own = (training_part(data, x) for x in (rows[data.user_ids != user], rows))
+    fits = [FITS["biases"](others, 0, **settings, known=known) for known in (None, others, own)]
+    plain, same, folded = (fit.ratings(data.user_ids, data.item_ids) for fit in fits)
+    np.testing.assert_allclose(same, plain, atol=1e-6)
+    mine = data.user_ids == user
+    above = data.ratings[mine] - plain[mine]  # where the user's bias is 0
+    bias = above.sum() / (mine.sum() + settings["user_ridge"])
+    np.testing.assert_allclose(folded - plain, np.where(mine, bias, 0), atol=1e-6)
+
+
+def test_rows_known_later_rank_last_folded_or_not():
+    data = synthetic(n_users=300, n_items=60, n_interactions=6000, seed=3)
+    split = temporal_split(data, 0.3, 0.3)
+    parts = [Split(split.train, later, split.test) for later in (split.validation, split.test[:0])]
+    masked, all_there = (
+        [fit_and_test("popularity", data, {}, [0], [x], "test", fold)[0]["mrr"] for x in parts]
+        for fold in (False, True)
+    )
+    assert masked == all_there and masked[0] > masked[1]
+
+
+def test_a_group_that_was_not_run_is_a_dash_in_its_own_column():
+    lines = [
+        {"method": "ease", "group": group, "seed": 0, "rows": 3, "mrr": 0.25 + k, "mse": None}
+        for k, group in enumerate(("warm", "met"))
+    ]
+    (row,) = future(lines)[1]["future"].splitlines()[2:]
+    assert [cell.strip() for cell in row.split("|")[2:6]] == ["0.2500", "—", "—", "1.2500"]
