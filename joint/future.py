@@ -79,7 +79,8 @@ def main(argv: list[str] | None = None) -> int:
                     continue
                 fold = group == "folded"
                 [fit] = fit_and_test(method, data, settings, [seed], [split], "test", fold)
-                line = told | {"rows": len(split.test), "settings": settings} | fit
+                size = {"rows": len(split.test), "users": len(set(data.user_ids[split.test]))}
+                line = told | size | {"settings": settings} | fit
                 library = SEARCHES[method].package or SEARCHES[method].library
                 records.append(path, [line | records.provenance("scipy", library)])
     return 0
