@@ -182,6 +182,7 @@ def search_numbers(tuning: list[dict], specialists: list[dict]) -> dict[str, Est
     hours = sum(sum(line["fit_seconds"]) for line in specialists) / 3600
     trials = pd.Series([line["method"] for line in specialists]).value_counts()
     told |= {"searches.trials": str(len(specialists)), "searches.hours": show(hours, 1)}
+    told |= {f"searches.{name}": str(trials.get(name, 0)) for name in SPECIALISTS}
     return told | {"searches.fewest": show(trials.min(), 0), "searches.most": show(trials.max(), 0)}
 
 
@@ -236,10 +237,14 @@ def unseen(lines: list[dict]) -> tuple[dict[str, str], dict[str, str]]:
         own, up = own.reindex(columns=["ours", *RIVALS[metric]]).dropna(), METRICS[metric]
         if own.empty:
             numbers[f"unseen.{name}.{metric}"], tests = "not computed yet", [*tests, np.nan]
+            numbers[f"unseen.{name}.{metric}.least"] = "—"
         else:
             rival = (own.drop(columns="ours").mean() * up).idxmax()
             change = Difference((own.ours - own[rival]).to_numpy(), 4, "+", up)
             *bounds, p = t_test(change.values, OVERLAP[name])
+            level = 1 - 0.05 / len(OVERLAP) / len(METRICS)  # of Holm's first step
+            low, high, _ = t_test(change.values, OVERLAP[name], level)
+            numbers[f"unseen.{name}.{metric}.least"] = show((high - low) / 2, 4)
             told = [name, metric.upper(), f"{len(own)} of {len(seed_list(seeds))}"]
             told += [show(own.ours.mean(), 4), f"{label(rival)}, {show(own[rival].mean(), 4)}"]
             told += [f"{change:t}", f"[{', '.join(show(bound, 4, '+') for bound in bounds)}]"]
@@ -248,6 +253,11 @@ def unseen(lines: list[dict]) -> tuple[dict[str, str], dict[str, str]]:
         numbers[f"unseen.{name}.n"] = f"{len(own)} of {len(seed_list(seeds))}"
         for method in own if len(own) else ():
             levels.append([name, label(method), metric.upper(), f"{Estimate(own[method], 4):sd}"])
+    own = pd.DataFrame(lines, columns=["data", "seed", "method", "fit_seconds"])
+    own = own[own.data == "ml-100k"].pivot(index="seed", columns="method", values="fit_seconds")
+    own = own.reindex(columns=["ours", *SPECIALISTS]).dropna().astype(float)
+    share = (own.ours / own[[*SPECIALISTS]].sum(axis=1)).median()
+    numbers["unseen.cost"] = show(share, 1) if len(own) else "—"
     rows, adjusted = [], holm(tests)
     for k, metric, told, plain in compared:
         word = plain if adjusted[k] < 0.05 else "not settled"
@@ -266,10 +276,12 @@ def unseen(lines: list[dict]) -> tuple[dict[str, str], dict[str, str]]:
 def future(lines: list[dict]) -> tuple[dict[str, str], dict[str, str]]:
     """What each method gets on the groups of joint/future.py: rows of each, and the table."""
     heads, cells = ["method"], defaultdict(dict)
-    runs = pd.DataFrame(lines, columns=["method", "group", "seed", "rows", *METRICS])
+    runs = pd.DataFrame(lines, columns=["method", "group", "seed", "rows", "users", *METRICS])
     sizes = runs.groupby("group").rows.first()
     told = {x: f"{sizes[x]:,}" if x in sizes else "not yet counted" for x in GROUPS}
     numbers = {f"future.{group}.rows": text for group, text in told.items()}
+    users = runs[runs.group == "cold"].users.dropna()
+    numbers["future.cold.users"] = f"{users.iloc[0]:g}" if len(users) else "—"
     for metric, group in product(METRICS, GROUPS):
         heads.append(f"{metric.upper()}, {group}")
         for method, own in runs[runs.group == group].groupby("method")[metric]:

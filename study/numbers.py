@@ -33,7 +33,7 @@ SIGNIFICANT = ("ratio", "rho")  # with three significant digits
 SIGNED = ("difference", "users_cosine", "items_cosine")  # with a plus where above zero
 # What tells a run from every other; a line from before the first two were fields has these values.
 IDENTITY = {"data": DATA, "weighting": "fixed", "experiment": None, "protocol": None}
-IDENTITY |= dict.fromkeys("shared_dims embedding_dim lambda_f method fault seed".split())
+IDENTITY |= dict.fromkeys("shared_dims embedding_dim lambda_f method fault seed tried".split())
 
 
 def read_study(path: Path) -> pd.DataFrame:
@@ -47,6 +47,8 @@ def read_study(path: Path) -> pd.DataFrame:
     for number, line in enumerate(lines, start=1):
         if "experiment" not in line:
             raise ValueError(f"{path}: line {number} names no experiment")
+        if str(line["experiment"]).endswith("-tries"):
+            line["tried"] = "{optimizer} {lr} {weight_decay}".format(**line)
         line |= {name: line.get(name, default) for name, default in IDENTITY.items()}
         line |= {"arm": arm_of(line)} | measures(line) | weighed(line)
     frame, numeric = pd.DataFrame(lines), ["epochs", *SECONDS, *DIGITS]
@@ -253,7 +255,7 @@ def counted(frame: pd.DataFrame) -> dict[str, str]:
     seconds = runs.cpu_seconds.fillna(runs.train_seconds + runs.eval_seconds)  # of a whole stack
     hours = seconds.groupby([runs.experiment.isin(design.ELSEWHERE), runs["stack"]]).max() / 3600
     hours, elsewhere = (hours[hours.index.get_level_values(0) == x].sum() for x in (False, True))
-    seeds = runs.seed.nunique()
+    seeds = runs.seed[~runs.experiment.str.endswith("-tries")].nunique()
     smallest = 2 / 2**seeds * len(TESTED) * len(METRICS)  # all signs alike, in a family of four
     told = {
         "runs": f"{len(runs):,}",
@@ -262,6 +264,7 @@ def counted(frame: pd.DataFrame) -> dict[str, str]:
         "stacks": str(runs["stack"].nunique()),
         "planned": str(len(design.STACKS)),
         "workers": str(design.WORKERS),
+        "methods": str(len(design.METHODS)),
         "hours": show(hours, 1),
         "hours.each": show(hours / design.WORKERS, 1),
         "hours.elsewhere": show(elsewhere, 1),

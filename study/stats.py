@@ -70,8 +70,10 @@ def bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
     return tuple(np.percentile(values[resamples].mean(1), [tail, 100 - tail]))
 
 
-def t_test(values: np.ndarray, overlap: float = 0.0) -> tuple[float, float, float]:
-    """95% interval of the mean by Student's t, and the two-sided p of its being 0; NaN if n < 2.
+def t_test(
+    values: np.ndarray, overlap: float = 0.0, level: float = 0.95
+) -> tuple[float, float, float]:
+    """Interval of the mean by Student's t, and the two-sided p of its being 0; NaN if n < 2.
 
     The mean's variance is s² (1/n + ρ / (1 − ρ)), ρ the ``overlap``: of values from test parts that
     are a share ρ of the rows they are drawn from, the others training. Plain with 0. Source: Nadeau
@@ -80,7 +82,7 @@ def t_test(values: np.ndarray, overlap: float = 0.0) -> tuple[float, float, floa
     if (n := len(values)) < 2:
         return np.nan, np.nan, np.nan
     mean, error = np.mean(values), np.std(values, ddof=1) * np.sqrt(1 / n + overlap / (1 - overlap))
-    t, half = stats.t(n - 1), stats.t.ppf(0.975, n - 1) * error
+    t, half = stats.t(n - 1), stats.t.ppf((1 + level) / 2, n - 1) * error
     return mean - half, mean + half, 2 * t.sf(abs(mean) / error)
 
 

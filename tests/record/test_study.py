@@ -79,7 +79,9 @@ def test_every_line_on_record_says_what_made_it_and_the_grid_takes_six_hours(fra
     assert frame.device.eq("cpu").all()
     assert (frame.train_seconds.fillna(frame.seconds) >= 0).all()
     planned = frame[frame.experiment.isin(PLANNED)]
-    assert (planned.groupby("stack").size() == 10).all()  # a stack is there whole or not at all
+    runs = planned.groupby(["stack", "experiment"]).size().reset_index("experiment")
+    whole = np.where(runs.experiment.str.endswith("-tries"), 2, 10)
+    assert (runs[0] == whole).all()  # a stack is there whole or not at all
     assert float(Numbers(frame)["hours"]) / WORKERS < 6
 
 
