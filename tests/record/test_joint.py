@@ -100,7 +100,7 @@ def test_a_row_of_unseen_splits_is_the_paired_difference_to_the_best_specialist_
         corrected = "[{:+.4f}, {:+.4f}]".format(*bounds).replace("-", "−")
         rival = f"{label(means.idxmax())}, {own[means.idxmax()].mean():.4f}"
         cells = [name, metric.upper(), f"{n} of {len(planned)}", f"{own.ours.mean():.4f}", rival]
-        rows.append((len(p) - 1, [*cells, corrected], METRICS[metric] * change.mean() > 0))
+        rows.append((len(p) - 1, [*cells, corrected], int(METRICS[metric] * change.mean() > 0)))
     order = np.argsort(p)
     steps = np.maximum.accumulate(np.sort(p) * np.arange(6, 0, -1))
     holm = dict(zip(order.tolist(), np.minimum(steps, 1), strict=True))
