@@ -31,9 +31,8 @@ class Flat:
         for parameter, value, slope in parts:
             parameter.data, parameter.grad = value, slope
         if split:
-            for parameter, slope in zip(
-                self.parameters, self.views(self.rating_grads), strict=True
-            ):
+            rated = self.views(self.rating_grads)
+            for parameter, slope in zip(self.parameters, rated, strict=True):
                 parameter.rating_grad = slope
         self.columns, self.tables = net.shared_columns(), net.tables()
         self.own = net.ranking_dim - net.shared_dims, net.rating_dim - net.shared_dims

@@ -230,7 +230,7 @@ def fit_and_test(name, data, seed, train_rows, test_rows, settings, later=(), fo
     `later` say of their users.
     """
     train = training_part(data, train_rows)
-    known = training_part(data, np.concatenate([train_rows, later]).astype(np.int64))
+    known = training_part(data, np.concatenate([train_rows, np.asarray(later, np.int64)]))
     if fold and name in FOLDS:
         settings = settings | {"known": known}
     test_users, test_items = data.user_ids[test_rows], data.item_ids[test_rows]
