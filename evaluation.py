@@ -76,8 +76,9 @@ class FullRanking:
             by_count, blocks = np.argsort(n_tests.repeat(n_tests), kind="stable"), []
             order[part], tests = order[part][by_count], test[part][by_count]
             for n in np.unique(n_tests).tolist():
-                step = max(1, (COMPARED // n_items if on_cpu else chunk) // n)
                 alike = row[n_tests == n]
+                step = max(1, (COMPARED // n_items if on_cpu else chunk) // n)
+                step = len(alike) if on_cpu and n >= SORTED_FROM else step
                 for rows in np.split(alike, range(step, len(alike), step)):
                     near = rows[-1] - rows[0] < len(rows)  # side by side: a view will do
                     rows = slice(rows[0], rows[-1] + 1) if near else torch.tensor(rows).to(device)
@@ -88,6 +89,7 @@ class FullRanking:
         word = min(-(-n_items // 8), 255)  # so many words of 0 and 1 add up within their bytes
         shape = max(COMPARED // n_items, SORTED_FROM), 2, -(-n_items // (8 * word)), word
         self._words = torch.zeros(shape, dtype=torch.int64) if on_cpu else None
+        self._outcomes = {}  # of shape (m, k): parts of the words, and NumPy's views of them
 
     @torch.no_grad()
     def ranks(self, catalogue_scores):
@@ -121,16 +123,23 @@ class FullRanking:
         """#{others > own} + #{others >= own}: (m, n_items), overwritten, and (m, k) -> (m, k)."""
         on_cpu = self._words is not None  # where NumPy sorts 20 times as fast as torch
         if own.shape[1] >= SORTED_FROM:
-            others = torch.from_numpy(np.sort(others.numpy())) if on_cpu else others.sort().values
+            if on_cpu:
+                others.numpy().sort()
+            else:
+                others = others.sort().values
             below = torch.searchsorted(others, own) + torch.searchsorted(others, own, right=True)
             return 2 * self.n_items - below
         others, own = others[:, None], own[..., None]
         if not on_cpu:
             return (others > own).sum(-1) + (others >= own).sum(-1)
-        words = self._words[: own.numel()]  # bytes of 0 and 1, added up by eights: twice as fast
-        flags = words.numpy().view(np.bool_).reshape(*own.shape[:2], 2, -1)[..., : self.n_items]
-        np.greater(others.numpy(), own.numpy(), out=flags[:, :, 0])
-        np.greater_equal(others.numpy(), own.numpy(), out=flags[:, :, 1])
+        if own.shape not in self._outcomes:
+            words = self._words[: own.numel()]  # of 0 and 1, added up by eights: twice as fast
+            flags = words.numpy().view(np.bool_).reshape(*own.shape[:2], 2, -1)[..., : self.n_items]
+            self._outcomes[own.shape] = words, flags[:, :, 0], flags[:, :, 1]
+        words, greater, at_least = self._outcomes[own.shape]
+        others, own = others.numpy(), own.numpy()
+        np.greater(others, own, out=greater)
+        np.greater_equal(others, own, out=at_least)
         return words.sum(-1).view(torch.uint8).view(*own.shape[:2], -1).sum(-1)
 
 

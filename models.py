@@ -474,24 +474,33 @@ class MultiTaskNet(nn.Module):
     def catalogue_scores(self, user_ids: Tensor) -> Tensor:
         """(R, U) user ids, or (U,) for the same in each run -> (R, U, n_items) scores p_ij."""
         user_ids = user_ids.expand(len(self.users), -1)
-        u = self.ranking_window(self.user_rows(user_ids))
-        scores = self.rows(self.user_bias, user_ids) + self.item_bias.transpose(1, 2)
-        return scores.baddbmm_(u, self.columns())  # in place: it may be the largest array
+        u, a = self.ranking_window(self.user_rows(user_ids)), self.rows(self.user_bias, user_ids)
+        rows = torch.cat([u, a, torch.ones_like(a)], -1)
+        if self.kept_columns is None:
+            return rows @ self.columns()
+        scores = self.kept_scores.resize_(*rows.shape[:2], self.n_items)
+        return torch.bmm(rows, self.kept_columns, out=scores)
 
     def columns(self) -> Tensor:
-        """(R, D_F, n_items), q_j of all items in the ranking window."""
-        if self.kept_columns is not None:
-            return self.kept_columns
-        return self.ranking_window(self.catalogue()).transpose(1, 2)
+        """(R, D_F + 2, n_items), of all items (q_j, 1, b_j): (u_i, a_i, 1) · (q_j, 1, b_j) = p_ij.
+
+        One product, since the scores may be the largest array, and adding to them costs half of it.
+        """
+        q, b = self.ranking_window(self.catalogue()), self.item_bias
+        return torch.cat([q, torch.ones_like(b), b], -1).transpose(1, 2)
 
     @contextlib.contextmanager
     def catalogue_kept(self) -> Iterator[None]:
-        """Within it parameters don't change: the catalogue is put together once for all scores."""
+        """Within it no parameter may change, and scores take the place of those before.
+
+        The catalogue is put together once, and their memory is asked for once: it is dear to get.
+        """
         self.kept_columns = self.columns().contiguous()
+        self.kept_scores = self.kept_columns.new_empty(0)
         try:
             yield
         finally:
-            self.kept_columns = None
+            self.kept_columns = self.kept_scores = None
 
     def scores_of_all(self, u: Tensor, q: Tensor, user_bias: Tensor | float = 0.0) -> Tensor:
         """p of all pairs, from (R, U, D_F) and (R, n_items, D_F): (R, U, n_items)."""
