@@ -13,7 +13,7 @@ import itertools
 from collections import Counter
 from typing import NamedTuple
 
-DATA = "ml-100k"
+DATA, *OTHERS = "ml-100k", "filmtrust", "ml-latest-small"
 WIDTH = 32
 DIAL_DIMS = range(0, WIDTH + 1, 8)  # shared dimensions
 STRUCTURES = {  # as the names of arms have them: train.py's arguments
@@ -80,24 +80,26 @@ EXPERIMENTS = {
     "filmtrust-sharing": Experiment("selected", ("separate", "k16"), data="filmtrust"),
     "filmtrust-alone": Experiment("selected", ("shared",), (0.0, 1.0), data="filmtrust"),
     "ml-latest-small-sharing": Experiment("selected", ("separate",), data="ml-latest-small"),
-    "filmtrust-tries": Experiment("selected", ENDS, data="filmtrust", tries=RATES),
-    "filmtrust-tuned": Experiment("selected", ENDS, data="filmtrust", control="tuned"),
+    # The same with a rate and a decay of each arm's own.
+    **{f"{x}-tries": Experiment("selected", ENDS, data=x, tries=RATES) for x in (DATA, *OTHERS)},
+    **{
+        f"{x}-tuned": Experiment("selected", ENDS, data=x, control="tuned") for x in (DATA, *OTHERS)
+    },
     "frozen": Experiment("selected", ("shared",), MOVING, control="frozen"),
     "shuffled": Experiment("selected", ("shared",), MOVING[:5], control="shuffled"),
     # Does sharing help where the tasks are related, and there alone?
     **{name: Experiment("selected", ENDS, data=name) for name in PLANTED},
     "half-shared": Experiment("selected", ("k16",), (*BEYOND, *PROBES, *RULES)),
     "scaled": Experiment("selected", ("shared",), (0.99, "mgda", "nash-mtl"), more=SCALED),
-    "adam-tries": Experiment("selected", ("shared",), TUNED, tries=RATES),
-    "adam-tuned": Experiment("selected", ("shared",), TUNED, control="tuned"),
-    "separate-tries": Experiment("selected", ("separate",), tries=RATES),
-    "separate-tuned": Experiment("selected", ("separate",), control="tuned"),
+    "adam-tries": Experiment("selected", ("shared",), TUNED[2:], tries=RATES),
+    "adam-tuned": Experiment("selected", ("shared",), TUNED[2:], control="tuned"),
     "sgd-tries": Experiment("selected", ("shared",), TUNED, tries=SGD_RATES),
     "sgd-tuned": Experiment("selected", ("shared",), TUNED, control="tuned"),
 }
-# Questions 1 and 2 on other data, planted data among them: not of the hours of all else.
+# Questions 1 and 2 on other data, planted data among them, and at own rates: not of the hours of
+# all else.
 ELSEWHERE = {
-    x for x in EXPERIMENTS if x in PLANTED or x.startswith(("filmtrust-", "ml-latest-small-"))
+    x for x in EXPERIMENTS if x in PLANTED or x.startswith(tuple(f"{x}-" for x in (DATA, *OTHERS)))
 }
 BASELINES = {"popularity": "mrr", "global mean": "mse", "biases": "mse"}  # name -> its metric
 
@@ -157,7 +159,7 @@ QUESTIONS = {"q1": ("shared.0.5", "separate.0.5"), "q2": ("shared.0.99", "shared
 TESTED = ("report", "selected")  # experiments of a family; lines hold users' reciprocal ranks
 # And a third family of four, on the dial of PLACES: does a method beat the fixed ratio that each
 # seed's validation part chooses: the method that it chooses, and MGDA as it is?
-PLACES = ("selected", "filmtrust", "ml-latest-small")
+PLACES = ("selected", *OTHERS)
 QUESTION_3 = {
     "q3.method": ("selected.chosen.method", "selected.chosen.fixed"),
     "q3.mgda": ("selected.shared.mgda", "selected.chosen.fixed"),

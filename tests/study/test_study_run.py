@@ -23,11 +23,11 @@ SMALL = ["--embedding-dim", "4", "--hidden", "4", "--seeds", "0,1", "--epochs"]
 def test_the_plan_names_every_arm_once_and_the_command_lists_it(capsys):
     stacks = plan(list(range(10)), 200)
     for unique in ("stack", "arm"):
-        assert len({stack[unique] for stack in stacks}) == len(stacks) == 350
+        assert len({stack[unique] for stack in stacks}) == len(stacks) == 390
     assert run.main(["--dry-run"]) == 0
     *listed, total = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in listed[:350]] == list(ARMS)
-    assert total == "363 stacks, 2332 runs"
+    assert [line.split()[0] for line in listed[:390]] == list(ARMS)
+    assert total == "403 stacks, 2444 runs"
 
 
 def test_the_command_refuses_to_replace_what_is_on_record(tmp_path, capsys):
