@@ -159,13 +159,15 @@ def fit_cornac(train, seed, model, **settings):
     return Fitted(ratings=ratings)
 
 
-def fit_fm(train, seed, rank, iterations, implicit_features, known=None):
+def fit_fm(train, seed, rank, iterations, implicit_features, ordered=False, known=None):
     """Bayesian factorization machine by Gibbs sampling (Rendle, 2012), by myfm.
 
     Features are the user and the item, one-hot; with ``implicit_features`` also the user's training
     items and the item's training users, each 1 / sqrt(their number), as in SVD++ (Koren, 2008).
+    Each kind is a group, with a prior of its own. If ``ordered``, ratings are steps of an ordered
+    probit, and the prediction is their mean by its probabilities.
     """
-    from myfm import MyFMRegressor, RelationBlock
+    from myfm import MyFMOrderedProbit, MyFMRegressor, RelationBlock
 
     def features(interactions):
         sides = []
@@ -182,13 +184,17 @@ def fit_fm(train, seed, rank, iterations, implicit_features, known=None):
     sides = features(train.matrix())
     after = [features((known or train).matrix())[0], sides[1]]
     groups = [part.shape[1] for side in sides for part in side]
-    model = MyFMRegressor(rank=rank, random_seed=seed)
-    rows = blocks(sides, train.user_ids, train.item_ids)
+    levels, steps = np.unique(train.ratings, return_inverse=True)
+    model = (MyFMOrderedProbit if ordered else MyFMRegressor)(rank=rank, random_seed=seed)
+    rows, told = blocks(sides, train.user_ids, train.item_ids), steps if ordered else train.ratings
     with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that can't be turned off
-        model.fit(None, train.ratings, X_rel=rows, n_iter=iterations, group_shapes=groups)
-    return Fitted(
-        ratings=lambda users, items: model.predict(None, X_rel=blocks(after, users, items))
-    )
+        model.fit(None, told, X_rel=rows, n_iter=iterations, group_shapes=groups)
+
+    def ratings(users, items):
+        rows = blocks(after, users, items)
+        return model.predict_proba(None, rows) @ levels if ordered else model.predict(None, rows)
+
+    return Fitted(ratings=ratings)
 
 
 FITS = {
@@ -204,9 +210,10 @@ FITS = {
     "cornac-mf": partial(fit_cornac, model="MF"),
     "fm": partial(fit_fm, implicit_features=False),
     "fm-implicit": partial(fit_fm, implicit_features=True),
+    "fm-ordered": partial(fit_fm, implicit_features=True, ordered=True),
 }
 METHODS = {name: SEARCHES[name] for name in FITS}
-FOLDS = ("ease", "als", "biases", "fm-implicit")
+FOLDS = ("ease", "als", "biases", "fm-implicit", "fm-ordered")
 TUNABLE = [name for name in METHODS if METHODS[name].space]
 
 

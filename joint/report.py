@@ -26,6 +26,7 @@ from arguments import Parser, pick, seed_list
 from joint.design import (
     ARMS,
     COMPARED,
+    LATER,
     METRICS,
     OVERLAP,
     RIVALS,
@@ -234,7 +235,9 @@ def unseen(lines: list[dict]) -> tuple[dict[str, str], dict[str, str]]:
     numbers, compared, tests, levels = {}, [], [], []
     for (name, seeds), metric in product(UNSEEN.items(), METRICS):
         own = runs[runs.data == name].pivot(index="seed", columns="method", values=metric)
-        own, up = own.reindex(columns=["ours", *RIVALS[metric]]).dropna(), METRICS[metric]
+        own = own.reindex(columns=["ours", *RIVALS[metric], *LATER[metric]])
+        lacking = own[[*LATER[metric]]].notna().sum() < len(seed_list(seeds))
+        own, up = own.drop(columns=lacking.index[lacking]).dropna(), METRICS[metric]
         if own.empty:
             numbers[f"unseen.{name}.{metric}"], tests = "not computed yet", [*tests, np.nan]
             numbers[f"unseen.{name}.{metric}.least"] = "—"
