@@ -334,27 +334,27 @@ class GradVac(OfGram, name="gradvac"):
 class CAGrad(OfGram, name="cagrad"):
     """w = ½ + s·(v, 1 − v) / ‖g_v‖, s = κ·‖ḡ‖: the best step for the worse task, s from the mean ḡ.
 
-    g_v = v·g_F + (1 − v)·g_R with the v in [0, 1] of least ḡ·g_v + s·‖g_v‖: for p = (a − b)/2 where
-    t = (a + b − 2c)·v + c − b is −sign(p)·√(p²·D / E), E = κ²·D − (1 − κ²)·p², infinite if E ≤ 0.
+    g_v = v·g_F + (1 − v)·g_R with the v in [0, 1] of least ḡ·g_v + s·‖g_v‖: for p = (b − a)/2 and
+    A = a + b − 2c, t = A·v + c − b is p·√(D / E), E = κ²·D − (1 − κ²)·p², infinite if E ≤ 0; and
+    ‖ḡ‖ / ‖g_v‖ is √((D + p²) / (D + t²)).
     Liu et al., Conflict-Averse Gradient Descent, NeurIPS 2021, not divided by LibMTL's 1 + κ².
     """
 
     equal = 0.5
     kappa: Annotated[float, "κ, the distance from the mean over its norm", BELOW_ONE] = 0.5
 
-    def form(self, squares, product):
-        parts, p = squares.flip(1) - product, -squares.diff(dim=1) / 2  # b − c and a − c
-        apart = parts.sum(1, keepdim=True)
-        s = self.kappa / 2 * (squares.sum(1, keepdim=True) + 2 * product).clamp(min=0).sqrt()
-        square = squares.prod(1, keepdim=True) - product.square()  # D
-        edge = self.kappa**2 * square - (1 - self.kappa**2) * p.square()  # E
-        size = (p.square() * square / edge).sqrt()
-        t = torch.copysign(torch.where(edge > 0, size, math.inf), -p)
-        t = t.maximum(-parts[:, :1]).minimum(parts[:, 1:])
-        v = torch.where(apart > 0, (parts + torch.cat([t, -t], 1)) / apart, 0.5)
-        reach = (v.square() * squares).sum(1, keepdim=True) + 2 * product * v.prod(1, keepdim=True)
-        floor = NEAR**2 * squares.amin(1, keepdim=True)  # opposed gradients meet at zero
-        return 0.5 + s * v / reach.maximum(floor).sqrt()
+    def form(self, squares, product):  # in few operations: so small, they cost as much as large
+        (a, b), above = squares.split(1, 1), self.kappa**2
+        parts, p = squares.flip(1) - product, b - a  # b − c and a − c, and twice p
+        apart, low, high = parts.sum(1, keepdim=True), *parts.split(1, 1)
+        square = torch.addcmul(a * b, product, product, value=-1).clamp_(min=1e-300)  # D
+        edge = torch.addcmul(square * (4 * above), p, p, value=above - 1).clamp_(min=0)  # 4 E
+        t = (square / edge).sqrt_().mul_(p).clamp_(-low, high)
+        floor = squares.amin(1, keepdim=True) * (apart * NEAR**2)  # opposed gradients meet at zero
+        reach = torch.addcmul(square, t, t).maximum(floor)
+        factor = torch.addcmul(square, p, p, value=0.25).div_(reach).sqrt_().div_(apart)
+        weights = torch.cat([low + t, high - t], 1).mul_(factor)
+        return self.kappa * torch.where(apart > 0, weights, 0.5) + 0.5
 
 
 class NashMTL(OfGram, name="nash-mtl"):
