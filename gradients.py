@@ -270,21 +270,24 @@ def weigh_rows(stack, losses, shared, rows: list, tasks: list, rated: list) -> t
     weighed sum goes; of ``rated``, if there are, rating's part goes there instead. The gradients of
     one id are added up at one of its places, and zero at others: a table no longer than the batch.
     """
-    ranking, rating = [], []
+    kept, run = [], stack.net.run  # of both tasks: (R, 2, n, K)
+    gram = stack.memory.values.new_zeros(len(losses), 2, 2)
     for (table, ids, _), (*both, _) in zip(rows, tasks, strict=False):
         place = ids.new_empty(table[..., 0].numel())
         place[ids] = torch.arange(len(ids), device=ids.device)
         places = place[ids].view(len(losses), -1)
-        for gradients, sums in zip(both, (ranking, rating), strict=True):
-            n, width = gradients.shape[1:]
-            at, flat = places[:, :n].flatten(), gradients.new_zeros(len(ids), width)
-            flat.index_add_(0, at, gradients.reshape(len(at), width))
-            sums.append(flat.view(*places.shape, width))
-    gram = stack.memory.gram_of(ranking, rating)
+        n, width = places.shape[1], both[0].shape[-1]
+        sums = gram.new_zeros(len(losses), 2, n, width)
+        for gradients, start in zip(both, (places + run * n, places + (run + 1) * n), strict=True):
+            at = start[:, : gradients.shape[1]].flatten()
+            sums.view(-1, width).index_add_(0, at, gradients.reshape(len(at), width))
+        kept.append(sums)
+        flat = sums.flatten(2)
+        gram.baddbmm_(flat, flat.transpose(1, 2))
     shared = stack.weighting.by_gradients(shared, losses, gram)
     w = shared[..., None, None]
-    for k, (f, r, (*_, columns)) in enumerate(zip(ranking, rating, tasks, strict=True)):
-        weighed = rows[k][2][..., columns]
+    for k, (sums, (*_, columns)) in enumerate(zip(kept, tasks, strict=True)):
+        (f, r), weighed = sums.unbind(1), rows[k][2][..., columns]
         r.mul_(w[:, 1])
         if rated:
             torch.mul(f, w[:, 0], out=weighed)

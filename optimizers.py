@@ -77,11 +77,8 @@ class Flat:
 
     def gram(self, ranking: Tensor, rating: Tensor) -> Tensor:
         """[[g_F·g_F, g_F·g_R], [g_F·g_R, g_R·g_R]] of what the tasks share: (R, 2, 2)."""
-        return self.gram_of(self.shared(ranking), self.shared(rating))
-
-    def gram_of(self, ranking: list[Tensor], rating: list[Tensor]) -> Tensor:
         gram = self.values.new_zeros(len(self.parameters[0]), 2, 2)
-        for pair in zip(ranking, rating, strict=True):
+        for pair in zip(self.shared(ranking), self.shared(rating), strict=True):
             f, r = (part.flatten(1)[:, None] for part in pair)  # (R, 1, n·K)
             gram[:, :1, :1] += torch.bmm(f, f.transpose(1, 2))
             gram[:, :1, 1:] += torch.bmm(f, r.transpose(1, 2))
