@@ -184,6 +184,9 @@ def search_numbers(tuning: list[dict], specialists: list[dict]) -> dict[str, Est
     trials = pd.Series([line["method"] for line in specialists]).value_counts()
     told |= {"searches.trials": str(len(specialists)), "searches.hours": show(hours, 1)}
     told |= {f"searches.{name}": str(trials.get(name, 0)) for name in SPECIALISTS}
+    for name in ("fm-implicit", *LATER["mse"]):
+        own = [np.mean(line["mse"]) for line in specialists if line["method"] == name]
+        told[f"searches.{name}.mse"] = show(min(own, default=np.nan), 4)
     return told | {"searches.fewest": show(trials.min(), 0), "searches.most": show(trials.max(), 0)}
 
 
