@@ -277,7 +277,7 @@ def weigh_rows(stack, losses, shared, rows: list, tasks: list, rated: list) -> t
         place[ids] = torch.arange(len(ids), device=ids.device)
         places = place[ids].view(len(losses), -1)
         n, width = places.shape[1], both[0].shape[-1]
-        sums = gram.new_zeros(len(losses), 2, n, width)
+        sums = stack.memory.zeros(len(kept), len(losses), 2, n, width)
         for gradients, start in zip(both, (places + run * n, places + (run + 1) * n), strict=True):
             at = start[:, : gradients.shape[1]].flatten()
             sums.view(-1, width).index_add_(0, at, gradients.reshape(len(at), width))

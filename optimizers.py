@@ -34,6 +34,7 @@ class Flat:
             rated = self.views(self.rating_grads)
             for parameter, slope in zip(self.parameters, rated, strict=True):
                 parameter.rating_grad = slope
+        self.scratch: dict[tuple[int, ...], Tensor] = {}
         self.columns, self.tables = net.shared_columns(), net.tables()
         self.own = net.ranking_dim - net.shared_dims, net.rating_dim - net.shared_dims
 
@@ -46,6 +47,12 @@ class Flat:
             self.grads[part].zero_()
         if self.rating_grads is not None:
             self.rating_grads.zero_()
+
+    def zeros(self, key: int, *shape: int) -> Tensor:
+        """To work in until the next call alike: memory is kept, since new memory is dear."""
+        if (key, *shape) not in self.scratch:
+            self.scratch[key, *shape] = self.values.new_empty(shape)
+        return self.scratch[key, *shape].zero_()
 
     def views(self, flat: Tensor) -> list[Tensor]:
         """The parts of a flat tensor, in the shapes of the parameters."""
