@@ -78,9 +78,10 @@ class FullRanking:
             for n in np.unique(n_tests).tolist():
                 alike = row[n_tests == n]
                 step = max(1, (COMPARED // n_items if on_cpu else chunk) // n)
-                step = len(alike) if on_cpu and n >= SORTED_FROM else step
+                near = alike[-1] - alike[0] < len(alike)  # side by side: a view will do
+                step = len(alike) if on_cpu and near and n >= SORTED_FROM else step
                 for rows in np.split(alike, range(step, len(alike), step)):
-                    near = rows[-1] - rows[0] < len(rows)  # side by side: a view will do
+                    near = rows[-1] - rows[0] < len(rows)
                     rows = slice(rows[0], rows[-1] + 1) if near else torch.tensor(rows).to(device)
                     blocks.append((n, rows))
             arrays = user_ids, seen[masked] - begin, tests - begin
@@ -118,6 +119,9 @@ class FullRanking:
         ranks[self._order] = torch.cat(counts).cpu().double().add_(1).div_(2)
         nan = torch.stack(highest).isnan().any(0).cpu()
         return ranks.view(self.shape).masked_fill_(nan[:, None], torch.nan)
+
+    def __getstate__(self):  # a copy's views would be of other memory
+        return vars(self) | {"_outcomes": {}}
 
     def _count(self, others, own):
         """#{others > own} + #{others >= own}: (m, n_items), overwritten, and (m, k) -> (m, k)."""

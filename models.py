@@ -491,14 +491,15 @@ class MultiTaskNet(nn.Module):
 
     @contextlib.contextmanager
     def catalogue_kept(self) -> Iterator[None]:
-        """Within it no parameter may change, and scores take the place of those before.
+        """Within it nothing is differentiated or may change, and scores replace those before.
 
         The catalogue is put together once, and their memory is asked for once: it is dear to get.
         """
         self.kept_columns = self.columns().contiguous()
         self.kept_scores = self.kept_columns.new_empty(0)
         try:
-            yield
+            with torch.no_grad():
+                yield
         finally:
             self.kept_columns = self.kept_scores = None
 

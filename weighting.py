@@ -349,7 +349,8 @@ class CAGrad(OfGram, name="cagrad"):
         apart, low, high = parts.sum(1, keepdim=True), *parts.split(1, 1)
         square = torch.addcmul(a * b, product, product, value=-1).clamp_(min=1e-300)  # D
         edge = torch.addcmul(square * (4 * above), p, p, value=above - 1).clamp_(min=0)  # 4 E
-        t = (square / edge).sqrt_().mul_(p).clamp_(-low, high)
+        t = (square / edge).sqrt_().mul_(p)
+        t = t.fmax(-low).fmin(high)  # NaN where p = κ = 0: any v will do
         floor = squares.amin(1, keepdim=True) * (apart * NEAR**2)  # opposed gradients meet at zero
         reach = torch.addcmul(square, t, t).maximum(floor)
         factor = torch.addcmul(square, p, p, value=0.25).div_(reach).sqrt_().div_(apart)

@@ -1,5 +1,6 @@
 """evaluation.py against loops that share no code with it, and against values worked out by hand."""
 
+import copy
 import math
 from unittest import mock
 
@@ -123,6 +124,15 @@ def test_chunks_and_former_scores_change_nothing_and_bound_what_is_asked_for(com
         ranking = FullRanking(11, *split)
         assert not ranking.ranks(fixed(-np.nan_to_num(scores))).equal(expected)
         assert ranking.ranks(asked).equal(expected) and max(rows) <= max(chunk, 3)
+
+
+def test_a_copy_that_has_ranked_ranks_on_its_own():
+    users, items, none = np.zeros((1, 2), int), np.array([[3, 8]]), np.zeros((1, 0), int)
+    ranking = FullRanking(9, users, items, none, none)
+    one, other = torch.randn(2, 1, 1, 9, generator=torch.Generator().manual_seed(0))
+    ranking.ranks(lambda ids: one.clone())
+    copied, expected = copy.deepcopy(ranking), ranking.ranks(lambda ids: other.clone())
+    assert copied.ranks(lambda ids: other.clone()).equal(expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

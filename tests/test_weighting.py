@@ -190,7 +190,7 @@ def test_zero_gradients_weigh_equally(text):
 
 
 @pytest.mark.parametrize("size", [1e-6, 0.3, 1.0, 1 + 1e-9, 1e6])
-@pytest.mark.parametrize("text", GRADIENT_METHODS)
+@pytest.mark.parametrize("text", [*GRADIENT_METHODS, "cagrad:kappa=0"])
 def test_parallel_equal_and_opposed_gradients_step_a_bounded_way(text, size):
     """In float32's precision, as in training; twice, for methods with a state."""
     f = np.random.default_rng(0).normal(size=(20, 7))
