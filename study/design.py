@@ -96,8 +96,7 @@ EXPERIMENTS = {
     "sgd-tries": Experiment("selected", ("shared",), TUNED, tries=SGD_RATES),
     "sgd-tuned": Experiment("selected", ("shared",), TUNED, control="tuned"),
 }
-# Questions 1 and 2 on other data, planted data among them, and at own rates: not of the hours of
-# all else.
+# Questions 1 and 2 on other data, planted data among it, or at own rates: their hours are apart.
 ELSEWHERE = {
     x for x in EXPERIMENTS if x in PLANTED or x.startswith(tuple(f"{x}-" for x in (DATA, *OTHERS)))
 }
