@@ -8,7 +8,7 @@ import pytest
 from arguments import resolve
 from joint import baselines, recipe, tune
 from joint.design import ARMS, PLANNED, ROOT, UNSEEN
-from joint.report import Difference, documents
+from joint.report import Difference, documents, unseen
 from study import records
 
 PLAN = recipe.plan()
@@ -83,6 +83,22 @@ def test_a_word_follows_the_interval(shift, n, words):
     values = shift + np.array([0.0, -2e-3, -1e-3, 1e-3, 2e-3])[:n]
     for told in (Difference(values, 4, "+", +1), Difference(-values, 4, "+", -1)):
         assert f"{told:lead}, {told:sharing}, {told:won}" == words
+
+
+@pytest.mark.parametrize(
+    "n, rival", [(39, "myFM, implicit features"), (40, "myFM, ordered probit")]
+)
+def test_a_later_specialist_is_compared_once_it_has_all_splits(n, rival):
+    """The best of all here, and only where whole."""
+    levels = {"ours": 0.7, "biases": 0.9, "fm-implicit": 0.8, "fm-ordered": 0.6}
+    lines = [
+        dict(data="ml-100k", seed=1000 + k, method=method, mrr=None, mse=level * (1 + k / 1000))
+        for method, level in levels.items()
+        for k in range(n if method == "fm-ordered" else 40)
+    ]
+    _, tables = unseen(lines)
+    (row,) = (row for row in tables["unseen"].splitlines() if row.startswith("| ml-100k | MSE"))
+    assert "| 40 of 40 |" in row and f"| {rival}, " in row
 
 
 def test_what_is_missing_is_a_dash_and_named_by_its_command_and_a_run_twice_is_refused(tmp_path):
